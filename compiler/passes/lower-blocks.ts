@@ -1,0 +1,93 @@
+import { invariant } from "../../core/diagnostics.js";
+import type { StorageDtype } from "../../core/dtype.js";
+import { allParameters, type BlockModel } from "../ir/block.js";
+import { GraphBuilder } from "../ir/builder.js";
+import type { Module, Value } from "../ir/graph.js";
+import type { Parameter } from "../ir/parameter.js";
+import { normalise } from "../rules/definition.js";
+import { rulesOf } from "../rules/index.js";
+import type { Target } from "../targets/target.js";
+
+/** Block IR → tensor IR: each op by the rules of its kind, around one residual stream of [M, D], M = B·T. */
+export function lowerBlocks(model: BlockModel, target: Target, storage: (parameter: Parameter) => StorageDtype): Module {
+  const b = new GraphBuilder(model.name, model.origin);
+  const inputIds = b.input("input_ids", "int64", ["B", "T"]);
+  const pastLengths = b.input("past_lengths", "int64", ["B"]);
+  const lengths = b.input("lengths", "int64", ["B"]);
+  const logitIndices = b.input("logit_indices", "int64", ["B", "L"]);
+  const state = model.ops.flatMap((op) => op.state);
+  const past = new Map(state.map((slot) => [slot, b.input(slot.past, slot.dtype, slot.shape)]));
+  const weights = new Map(allParameters(model).map((parameter) => [parameter.name, b.weight(parameter, storage(parameter))]));
+
+  const computed = (value: Value, label: string) => (value.dtype === target.computeDtype ? value : b.op("Cast", label, [value], { to: target.computeDtype }));
+  const optional = (name: string, label: string) => {
+    const weight = weights.get(name);
+    return weight && computed(weight, label);
+  };
+
+  const embedding = weights.get("embedding.weight");
+  invariant(embedding, "a model without an embedding");
+  const table = model.tieEmbeddings ? computed(embedding, "embedding.weight") : embedding; // [V, D]
+  const ids = b.reshape("flat_ids", inputIds, [-1]); // [M]
+  let x = computed(b.op("Gather", "embedding", [table, ids], { axis: 0 }), "embedding_cast"); // [M, D]
+
+  const present = new Map<string, Value>();
+  for (const op of model.ops) {
+    const [scope, kind] = [`layers.${op.layer}`, op.spec.kind];
+    x = b.scope(
+      scope,
+      () => {
+        const normLabel = op.norm.name.split(".").at(-1) as string;
+        const normed = normalise(b, normLabel, x, op.norm.spec, optional(`${op.norm.name}.weight`, `${normLabel}.weight`)); // [M, D]
+        const { y, present: out } = b.scope(kind, () =>
+          rulesOf(op.spec).lower(op.spec, normed, {
+            b,
+            computeDtype: target.computeDtype,
+            inputIds,
+            pastLengths,
+            lengths,
+            parameter: (name) => {
+              const value = optional(`${op.name}.${name}`, name);
+              invariant(value, `${op.name} declares no parameter ${name}`);
+              return value;
+            },
+            optionalParameter: (name) => optional(`${op.name}.${name}`, name),
+            past: (role) => {
+              const slot = op.state.find((s) => s.role === role);
+              const value = slot && past.get(slot);
+              invariant(value, `${op.name} declares no state ${role}`);
+              return value;
+            },
+          }),
+        );
+        for (const slot of op.state) {
+          const value = out[slot.role];
+          invariant(value, `${op.name} returns no ${slot.role}`);
+          present.set(slot.present, value);
+        }
+        return b.op("Add", op.role === "mixer" ? "mixer_residual" : "channel_mixer_residual", [x, y]); // [M, D]
+      },
+      op.origin,
+    );
+  }
+
+  // Logits are wanted for few positions; the last norm and the output projection see only those.
+  const shape = b.shared(`token_shape_${model.dModel}`, () =>
+    b.op("Concat", `token_shape_${model.dModel}`, [b.shared("ids_shape", () => b.op("Shape", "ids_shape", [inputIds])), b.ints(model.dModel)], { axis: 0 }),
+  ); // [3]
+  const tokens = b.op("Reshape", "tokens", [x, shape]); // [B, T, D]
+  const indices = b.op("Unsqueeze", "logit_index_column", [logitIndices, b.ints(2)]); // [B, L, 1]
+  const selected = b.op("GatherND", "selected", [tokens, indices], { batch_dims: 1 }); // [B, L, D]
+  const flatSelected = b.reshape("selected_flat", selected, [-1, model.dModel]); // [B·L, D]
+  const normed = normalise(b, "final_norm", flatSelected, model.finalNorm, optional("final_norm.weight", "final_norm.weight")); // [B·L, D]
+  const head = model.tieEmbeddings ? table : optional("lm_head.weight", "lm_head.weight");
+  invariant(head, "a model without an output projection");
+  const flatLogits = b.linear("lm_head", normed, head); // [B·L, V]
+  const indexShape = b.op("Shape", "logit_index_shape", [logitIndices]); // [2]
+  const logitShape = b.op("Concat", "logit_shape", [indexShape, b.ints(model.vocabSize)], { axis: 0 }); // [3]
+  // L may be 0, which Reshape would otherwise read as "keep this extent".
+  const logits = b.op("Reshape", "logits_by_row", [flatLogits, logitShape], { allowzero: 1 }); // [B, L, V]
+
+  const outputs = [b.output("logits", logits), ...state.map((slot) => b.output(slot.present, present.get(slot.present) as Value))];
+  return { graph: b.finish(outputs), functions: [], state };
+}

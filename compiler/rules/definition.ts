@@ -1,0 +1,100 @@
+import type { Diagnostics } from "../../core/diagnostics.js";
+import type { Dtype } from "../../core/dtype.js";
+import type { StateSlot } from "../../core/manifest.js";
+import type { RmsNorm } from "../../dsl/norms.js";
+import { dslDiagnostics } from "../../dsl/diagnostics.js";
+import { originOf } from "../../core/origin.js";
+import type { GraphBuilder } from "../ir/builder.js";
+import type { Value } from "../ir/graph.js";
+import type { ParameterSpec } from "../ir/parameter.js";
+
+/** What a rule knows of the model around its mixer. */
+export interface ModelContext {
+  readonly dModel: number;
+  readonly nLayers: number;
+}
+
+/** A piece of state as a rule declares it; `plan-state` gives it names. */
+export type StateSpec = Pick<StateSlot, "role" | "shape" | "growth" | "rewind"> & { readonly window?: number };
+
+/** A state slot while lowering: what came in, and where the mixer puts what goes out. */
+export interface StateIn {
+  readonly role: StateSlot["role"];
+  readonly past: Value;
+}
+
+/** Graph inputs and values that every mixer may use. */
+export interface LowerContext {
+  readonly b: GraphBuilder;
+  readonly computeDtype: Dtype;
+  /** [B, T] int64 */
+  readonly inputIds: Value;
+  /** [B] int64 */
+  readonly pastLengths: Value;
+  /** [B] int64 */
+  readonly lengths: Value;
+  /** The mixer's parameter of this local name, in the compute type. */
+  readonly parameter: (name: string) => Value;
+  readonly optionalParameter: (name: string) => Value | undefined;
+  readonly past: (role: StateSlot["role"]) => Value;
+}
+
+export interface Lowered {
+  /** [M, D], M = B·T */
+  readonly y: Value;
+  readonly present: Readonly<Partial<Record<StateSlot["role"], Value>>>;
+}
+
+/** All the compiler knows of one kind of mixer or channel mixer. */
+export interface Rules<S> {
+  readonly parameters: (spec: S, model: ModelContext) => readonly ParameterSpec[];
+  readonly state: (spec: S) => readonly StateSpec[];
+  /** Reports what the types of the DSL can't rule out; `path` is the mixer's place in the layout. */
+  readonly check: (spec: S, path: string, model: ModelContext, found: Diagnostics) => void;
+  /** x [M, D] → y [M, D] */
+  readonly lower: (spec: S, x: Value, context: LowerContext) => Lowered;
+}
+
+/** [M, C] → [B, T, C] */
+export function perToken({ b, inputIds }: LowerContext, label: string, x: Value): Value {
+  const width = x.shape[1] as number;
+  const shape = b.shared(`token_shape_${width}`, () =>
+    b.op("Concat", `token_shape_${width}`, [b.shared("ids_shape", () => b.op("Shape", "ids_shape", [inputIds])), b.ints(width)], { axis: 0 }),
+  ); // [3]
+  return b.op("Reshape", label, [x, shape]); // [B, T, C]
+}
+
+/** [B, T, C] → [M, C] */
+export function flat({ b }: Pick<LowerContext, "b">, label: string, x: Value): Value {
+  return b.reshape(label, x, [-1, x.shape.at(-1) as number]); // [M, C]
+}
+
+/** x [M, C] → [M, C]; without a learned scale the scale is 1. */
+export function normalise(b: GraphBuilder, label: string, x: Value, norm: RmsNorm, weight: Value | undefined): Value {
+  const width = x.shape.at(-1) as number;
+  const scale = weight ?? b.floats([width], new Array<number>(width).fill(1));
+  return b.op("RMSNormalization", label, [x, scale], { epsilon: norm.eps, axis: -1 });
+}
+
+/** Reports every field of `spec` that is not a positive whole number. */
+export function checkCounts<S extends object>(spec: S, fields: readonly (keyof S & string)[], path: string, found: Diagnostics): boolean {
+  const bad = fields.filter((field) => !isCount(spec[field]));
+  for (const field of bad) {
+    const value: unknown = spec[field];
+    found.report(dslDiagnostics["not-a-count"], { field, found: typeof value === "number" ? value : String(value) }, originOf(spec, `${path}.${field}`));
+  }
+  return bad.length === 0;
+}
+
+function isCount(value: unknown): boolean {
+  return typeof value === "number" && Number.isInteger(value) && value >= 1 && value < 2 ** 31;
+}
+
+/** Reports every field of `spec` that is not a positive finite number. */
+export function checkPositive<S extends object>(spec: S, fields: readonly (keyof S & string)[], path: string, found: Diagnostics): void {
+  for (const field of fields) {
+    const value: unknown = spec[field];
+    if (typeof value !== "number" || !Number.isFinite(value) || value <= 0)
+      found.report(dslDiagnostics["not-a-positive-number"], { field, found: typeof value === "number" ? value : String(value) }, originOf(spec, `${path}.${field}`));
+  }
+}

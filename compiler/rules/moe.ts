@@ -1,0 +1,40 @@
+import { originOf } from "../../core/origin.js";
+import type { Moe } from "../../dsl/channel-mixers/moe.js";
+import { dslDiagnostics } from "../../dsl/diagnostics.js";
+import { matrix, type ParameterSpec } from "../ir/parameter.js";
+import { checkCounts, type Rules } from "./definition.js";
+
+const expertIndices = ({ nExperts }: Moe) => Array.from({ length: nExperts }, (_, e) => e);
+
+export const moeRules: Rules<Moe> = {
+  parameters: (spec, { dModel, nLayers }): readonly ParameterSpec[] => {
+    const active = spec.topK / spec.nExperts;
+    return [
+      { ...matrix("router.weight", spec.nExperts, dModel, "router"), matrix: false },
+      ...expertIndices(spec).flatMap((e) => [
+        { ...matrix(`experts.${e}.gate_proj.weight`, spec.dFf, dModel, "experts"), active },
+        { ...matrix(`experts.${e}.up_proj.weight`, spec.dFf, dModel, "experts"), active },
+        { ...matrix(`experts.${e}.down_proj.weight`, dModel, spec.dFf, "experts", 1 / Math.sqrt(2 * nLayers)), active },
+      ]),
+    ];
+  },
+
+  state: () => [],
+
+  check: (spec, path, _model, found) => {
+    if (checkCounts(spec, ["nExperts", "topK", "dFf"], path, found) && spec.topK > spec.nExperts)
+      found.report(dslDiagnostics["top-k-above-experts"], { topK: spec.topK, nExperts: spec.nExperts }, originOf(spec, `${path}.topK`));
+    if ((spec.nSharedExperts as number) !== 0) found.report(dslDiagnostics["shared-experts"], { nSharedExperts: spec.nSharedExperts }, originOf(spec, `${path}.nSharedExperts`));
+  },
+
+  lower: (spec, x, { b, parameter }) => {
+    const weights = expertIndices(spec).flatMap((e) => ["gate_proj", "up_proj", "down_proj"].map((name) => parameter(`experts.${e}.${name}.weight`)));
+    const y = b.op("ai.layerweave::MoE", "experts", [x, parameter("router.weight"), ...weights], {
+      n_experts: spec.nExperts,
+      top_k: spec.topK,
+      router: spec.router.kind,
+      renormalise: spec.router.kind === "softmax-then-top-k" && spec.router.renormalise ? 1 : 0,
+    }); // [M, D]
+    return { y, present: {} };
+  },
+};

@@ -1,0 +1,101 @@
+import { invariant } from "./diagnostics.js";
+
+/**
+ * One extent of a tensor: a number, or a polynomial over the symbols below, written canonically (`"B*T"`, `"T + 3"`).
+ *
+ * B batch · T tokens of this run · S capacity of the KV cache · L positions that get logits. In comments also
+ * D dModel · I dInner · N dState · K dConv · R dtRank · H heads · G KV heads · P headDim · F dFf · E experts · V vocabulary.
+ */
+export type Dim = number | string;
+export type Shape = readonly Dim[];
+
+type Polynomial = Map<string, number>;
+
+function parse(dim: Dim): Polynomial {
+  if (typeof dim === "number") return new Map(dim === 0 ? [] : [["", dim]]);
+  const terms: Polynomial = new Map();
+  for (const term of dim.split(" + ")) {
+    const factors = term.split("*");
+    const coefficient = Number(factors[0]);
+    const hasCoefficient = !Number.isNaN(coefficient);
+    const key = (hasCoefficient ? factors.slice(1) : factors).sort().join("*");
+    terms.set(key, (terms.get(key) ?? 0) + (hasCoefficient ? coefficient : 1));
+  }
+  return terms;
+}
+
+function print(polynomial: Polynomial): Dim {
+  const terms = [...polynomial].filter(([, c]) => c !== 0).sort(([a], [b]) => (a === b ? 0 : a === "" ? 1 : b === "" ? -1 : a < b ? -1 : 1));
+  if (terms.length === 0) return 0;
+  if (terms.length === 1 && terms[0]?.[0] === "") return terms[0][1];
+  return terms.map(([key, c]) => (key === "" ? `${c}` : c === 1 ? key : `${c}*${key}`)).join(" + ");
+}
+
+export function addDims(a: Dim, b: Dim): Dim {
+  const sum = parse(a);
+  for (const [key, c] of parse(b)) sum.set(key, (sum.get(key) ?? 0) + c);
+  return print(sum);
+}
+
+export function mulDims(...dims: readonly Dim[]): Dim {
+  return print(
+    dims.map(parse).reduce((product, factor) => {
+      const next: Polynomial = new Map();
+      for (const [a, ca] of product)
+        for (const [b, cb] of factor) {
+          const key = [...(a ? a.split("*") : []), ...(b ? b.split("*") : [])].sort().join("*");
+          next.set(key, (next.get(key) ?? 0) + ca * cb);
+        }
+      return next;
+    }, parse(1)),
+  );
+}
+
+export function subDims(a: Dim, b: Dim): Dim {
+  return addDims(a, mulDims(-1, b));
+}
+
+/** a / b where it divides without remainder term by term; undefined otherwise. */
+export function divideDims(a: Dim, b: Dim): Dim | undefined {
+  const divisor = [...parse(b)];
+  const [first] = divisor;
+  if (divisor.length !== 1 || !first) return undefined;
+  const quotient: Polynomial = new Map();
+  for (const [key, c] of parse(a)) {
+    const left = key ? key.split("*") : [];
+    for (const symbol of first[0] ? first[0].split("*") : []) {
+      const at = left.indexOf(symbol);
+      if (at < 0) return undefined;
+      left.splice(at, 1);
+    }
+    if (c % first[1] !== 0) return undefined;
+    quotient.set(left.join("*"), c / first[1]);
+  }
+  return print(quotient);
+}
+
+/** The value of a dimension once its symbols are known. */
+export function evaluateDim(dim: Dim, symbols: Readonly<Record<string, number>>): number {
+  let total = 0;
+  for (const [key, c] of parse(dim))
+    total +=
+      c *
+      (key ? key.split("*") : []).reduce((product, symbol) => {
+        const value = symbols[symbol];
+        invariant(value !== undefined, `no value for dimension ${symbol}`);
+        return product * value;
+      }, 1);
+  return total;
+}
+
+export function elementCount(shape: Shape): Dim {
+  return mulDims(...shape);
+}
+
+export function sameShape(a: Shape, b: Shape): boolean {
+  return a.length === b.length && a.every((dim, i) => dim === b[i]);
+}
+
+export function printShape(shape: Shape): string {
+  return `[${shape.join(", ")}]`;
+}
