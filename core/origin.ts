@@ -14,22 +14,8 @@ export interface Origin {
 // The Error is kept instead of its text: V8 formats a stack only when it is read, and most never are.
 const sites = new WeakMap<object, Error>();
 
-let recording = true;
-
-/** Runs `build` without remembering who called the constructors: its code is ours, and means nothing to the user. */
-export function withoutCallSites<T>(build: () => T): T {
-  const outer = recording;
-  recording = false;
-  try {
-    return build();
-  } finally {
-    recording = outer;
-  }
-}
-
 /** Remembers that `value` was made by whoever called `constructor`. */
 export function recordCallSite<T extends object>(value: T, constructor: (...args: never[]) => unknown): T {
-  if (!recording) return value;
   const limit = Error.stackTraceLimit;
   Error.stackTraceLimit = 1;
   const site = new Error();

@@ -184,10 +184,12 @@ class Expansion {
       this.found.report(dslDiagnostics["ratio-does-not-divide"], { period, layers }, originOf(ratio, path));
       return [];
     }
+    const mixers = ratio.mixers as Readonly<Record<string, MixerSpec | undefined>>;
+    for (const [kind] of entries)
+      if (!mixers[kind]) this.found.report(dslDiagnostics["not-a-spec"], { expected: `${kind}(…)`, found: String(mixers[kind]) }, originOf(ratio, `${path}.${kind}`));
     const others = rest.flatMap(([kind, count]) => Array.from({ length: count }, () => kind));
     let next = 0;
     const kinds = Array.from({ length: period }, (_, i) => (places.has(i) ? first[0] : (others[next++] as string)));
-    const mixers = ratio.mixers as Readonly<Record<string, MixerSpec | undefined>>;
     return Array.from({ length: layers }, (_, i) => mixers[kinds[i % period] as string] as MixerSpec);
   }
 

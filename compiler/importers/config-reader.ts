@@ -1,4 +1,4 @@
-import type { Diagnostics } from "../../core/diagnostics.js";
+import type { Coded, Diagnostics, Values as DiagnosticValues } from "../../core/diagnostics.js";
 import { importDiagnostics } from "./diagnostics.js";
 
 /** A config key that an importer knows and does not need. */
@@ -16,6 +16,7 @@ type Values = Readonly<Record<string, unknown>>;
  */
 export class ConfigReader {
   readonly #known = new Set<string>();
+  readonly #faulty = new Set<string>();
   readonly #ignored: IgnoredKey[] = [];
   readonly #sections: ConfigReader[] = [];
 
@@ -103,23 +104,25 @@ export class ConfigReader {
   }
 
   /** An older or second name of a value: must agree with it where it is given. */
-  agrees(key: string, value: number, withKey: string): void {
+  agrees(key: string, value: number, ...withKeys: readonly string[]): void {
     const found = this.#read(key);
     if (found !== undefined && found !== value)
-      this.contradicts([key, withKey], `${key} is ${show(found)} where ${withKey} makes it ${value}`, `Make ${key} ${value}, or leave it out.`);
+      this.contradicts([key, ...withKeys], `${key} is ${show(found)} where ${withKeys.join(" and ")} make it ${value}`, `Make ${key} ${value}, or leave it out.`);
   }
 
   unsupported(key: string, value: unknown, supported: readonly string[]): void {
+    this.#faulty.add(key);
     this.found.report(importDiagnostics["unsupported-config-value"], { key: `${this.prefix}${key}`, found: show(value), supported });
   }
 
+  /** Reports keys that can't be true together, unless one of them was already reported by itself. */
   contradicts(keys: readonly string[], problem: string, fix: string): void {
+    if (keys.some((key) => this.#faulty.has(key))) return;
     this.found.report(importDiagnostics["contradictory-config"], { keys: keys.map((key) => `${this.prefix}${key}`), problem, fix });
   }
 
-  /** Transformers lets intermediate_size win over expand where both are given. */
-  overruleExpand(expand: number, hiddenSize: number, intermediateSize: number): void {
-    this.found.report(importDiagnostics["expand-overruled"], { expand, hiddenSize, intermediateSize });
+  report<P extends DiagnosticValues>(definition: Coded<P>, values: P): void {
+    this.found.report(definition, values);
   }
 
   get ignored(): readonly IgnoredKey[] {
@@ -154,12 +157,14 @@ export class ConfigReader {
   }
 
   #missing<T>(key: string, standIn: T): T {
-    // A key of the wrong type was reported as that.
-    if (this.values[key] === undefined || this.values[key] === null) this.found.report(importDiagnostics["missing-config-key"], { key: `${this.prefix}${key}` });
+    this.#known.add(key);
+    if (!this.#faulty.has(key)) this.found.report(importDiagnostics["missing-config-key"], { key: `${this.prefix}${key}` });
+    this.#faulty.add(key);
     return standIn;
   }
 
   #wrong<T>(key: string, value: unknown, expected: string, standIn: T): T {
+    this.#faulty.add(key);
     this.found.report(importDiagnostics["config-type"], { key: `${this.prefix}${key}`, found: show(value), expected });
     return standIn;
   }
@@ -169,6 +174,7 @@ export function isObject(value: unknown): value is Values {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/** A value as it stands in the file, shortened. */
 const show = (value: unknown): string => {
   const text = typeof value === "number" ? String(value) : JSON.stringify(value);
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;

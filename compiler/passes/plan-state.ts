@@ -19,7 +19,7 @@ export function planState(model: BlockModel, target: Target): BlockModel {
           shape: spec.shape,
           growth: spec.growth,
           rewind: spec.rewind,
-          update: target.stateUpdate,
+          update: target.stateUpdate[spec.growth],
           ...(spec.window === undefined ? {} : { window: spec.window }),
         })),
     })),

@@ -30,7 +30,8 @@ export const attentionRules: Rules<Attention> = {
   check: (spec, path, { dModel }, found) => {
     if (spec.window !== null) checkCounts(spec as Attention & { readonly window: number }, ["window"], path, found);
     if (!checkCounts(spec, ["nHeads", "nKvHeads"], path, found)) return;
-    if (!Number.isInteger(spec.headDim)) found.report(dslDiagnostics["heads-do-not-divide"], { dModel, nHeads: spec.nHeads }, originOf(spec, `${path}.nHeads`));
+    // Both are what resolving computes when headDim was left out.
+    if (!Number.isInteger(spec.headDim) && spec.headDim === dModel / spec.nHeads) found.report(dslDiagnostics["heads-do-not-divide"], { dModel, nHeads: spec.nHeads }, originOf(spec, `${path}.nHeads`));
     else if (checkCounts(spec, ["headDim"], path, found)) checkRope(spec, path, found);
     if (spec.nHeads % spec.nKvHeads !== 0)
       found.report(dslDiagnostics["kv-heads-do-not-divide"], { nHeads: spec.nHeads, nKvHeads: spec.nKvHeads }, originOf(spec, `${path}.nKvHeads`));
@@ -56,9 +57,12 @@ export const attentionRules: Rules<Attention> = {
 function rotated(spec: Attention, { b, inputIds, pastLengths, computeDtype }: LowerContext, label: string, x: Value, heads: number): Value {
   if (spec.position.kind === "none") return x;
   const { inverse, scale } = ropeFrequencies(spec.position, spec.headDim);
-  const table = (kind: "Cos" | "Sin") =>
-    b.shared(`${kind} ${JSON.stringify([spec.position, spec.headDim])}`, () => {
-      const angles = b.shared(`angles ${JSON.stringify([inverse])}`, () => {
+  const angles = uniqueLabel(b, "rope_angles", inverse);
+  // By what they hold and not by the position's spec: different specs may have equal frequencies.
+  const table = (kind: "Cos" | "Sin") => {
+    const label = uniqueLabel(b, `rope_${kind.toLowerCase()}`, [...inverse, scale]);
+    return b.shared(label, () => {
+      const turned = b.shared(angles, () => {
         const tokens = b.shared("token_index", () => {
           const shape = b.shared("ids_shape", () => b.op("Shape", "ids_shape", [inputIds])); // [2]
           const count = b.op("Gather", "token_count", [shape, b.scalar("int64", 1)], { axis: 0 }); // []
@@ -70,15 +74,16 @@ function rotated(spec: Attention, { b, inputIds, pastLengths, computeDtype }: Lo
             b.ints(2),
           ]),
         ); // [B, T, 1]
-        return b.op("Mul", uniqueLabel(b, "rope_angles", inverse), [positions, b.floats([inverse.length], inverse)]); // [B, T, P / 2]
+        return b.op("Mul", angles, [positions, b.floats([inverse.length], inverse)]); // [B, T, P / 2]
       });
-      const wave = b.op(kind, uniqueLabel(b, `rope_${kind.toLowerCase()}`, [...inverse, scale]), [angles]); // [B, T, P / 2]
-      return scale === 1 ? wave : b.op("Mul", `${wave.name.split("/").at(-1)}_scaled`, [wave, b.scalar("float32", scale)]);
+      const wave = b.op(kind, label, [turned]); // [B, T, P / 2]
+      return scale === 1 ? wave : b.op("Mul", `${label}_scaled`, [wave, b.scalar("float32", scale)]);
     });
+  };
   return b.op("RotaryEmbedding", label, [x, table("Cos"), table("Sin")], { num_heads: heads }); // [B, T, n·P]
 }
 
 /** A label that tells apart the tables of layers whose frequencies differ. */
 function uniqueLabel({ floats }: LowerContext["b"], label: string, values: readonly number[]): string {
-  return `${label}_${floats([values.length], values).name.split("_").at(-1)}`;
+  return `${label}_${floats([values.length], values).name.slice("const_float32_".length)}`;
 }

@@ -19,7 +19,8 @@ export function checkRope(spec: Attention, path: string, found: Diagnostics): vo
     if (scaling.lowFreqFactor >= scaling.highFreqFactor)
       found.report(dslDiagnostics["llama3-frequencies"], { lowFreqFactor: scaling.lowFreqFactor, highFreqFactor: scaling.highFreqFactor }, originOf(scaling, at));
   }
-  if (scaling.kind === "yarn") checkPositive(scaling, ["originalContext", "betaFast", "betaSlow"], at, found);
+  if (scaling.kind === "yarn")
+    checkPositive(scaling, ["originalContext", "betaFast", "betaSlow", ...(scaling.attentionFactor === undefined ? [] : (["attentionFactor"] as const))], at, found);
 }
 
 /**

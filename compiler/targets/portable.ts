@@ -7,5 +7,7 @@ export const portable: Target = {
   opset: 24,
   computeDtype: "float32",
   stateDtype: "float32",
-  stateUpdate: "swap",
+  // The KV cache goes through TensorScatter alone, which writes in place where past and present are one buffer, and what it
+  // writes lies beyond the positions that count: a failed run changes nothing. Recurrent state is read after it is written.
+  stateUpdate: { "per-token": "in-place", constant: "swap" },
 };

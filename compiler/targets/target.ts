@@ -9,5 +9,6 @@ export interface Target {
   /** Type of activations, and of weights once they are read. */
   readonly computeDtype: Dtype;
   readonly stateDtype: Dtype;
-  readonly stateUpdate: StateSlot["update"];
+  /** Whether past and present state may be one buffer, for state that grows and for state of constant size. */
+  readonly stateUpdate: Readonly<Record<StateSlot["growth"], StateSlot["update"]>>;
 }

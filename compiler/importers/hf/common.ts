@@ -1,4 +1,5 @@
 import { type AttentionSpec, attention } from "../../../dsl/mixers/attention.js";
+import { mamba, type MambaOptions, type MambaSpec } from "../../../dsl/mixers/mamba.js";
 import { type Position, type RopeScaling, linearScaling, llama3Scaling, rope, yarnScaling } from "../../../dsl/positions.js";
 import type { ConfigReader } from "../config-reader.js";
 
@@ -6,7 +7,7 @@ import type { ConfigReader } from "../config-reader.js";
 export function readLibraryKeys(config: ConfigReader): void {
   const classes = config.optionalStrings("architectures");
   if (classes && !classes.some((name) => name.endsWith("ForCausalLM"))) config.unsupported("architectures", classes, ["…ForCausalLM"]);
-  if (config.has("quantization_config")) config.oneOf("quantization_config", [null]);
+  config.oneOf("quantization_config", [null]);
   config.ignore("already used to choose the importer", "model_type");
   config.ignore("names the model", "_name_or_path");
   config.ignore("read with generation_config.json", "bos_token_id", "eos_token_id", "pad_token_id");
@@ -34,7 +35,7 @@ export function readAttention(config: ConfigReader, dModel: number, { nKvHeads: 
   if (!Number.isInteger(headDim))
     config.contradicts(["hidden_size", "num_attention_heads"], `${dModel} is not divisible by ${nHeads}, and head_dim is not given`, "Give head_dim, or a number of heads that divides hidden_size.");
   else if (position.kind === "rope" && headDim % 2 !== 0)
-    config.contradicts(["head_dim"], `rotary embedding needs an even head_dim, not ${headDim}`, "Check hidden_size, num_attention_heads and head_dim against the weights.");
+    config.contradicts(ownHeadDim === undefined ? ["hidden_size", "num_attention_heads"] : ["head_dim"], `rotary embedding needs an even head_dim, not ${headDim}`, "Check hidden_size, num_attention_heads and head_dim against the weights.");
   if (nHeads % nKvHeads !== 0)
     config.contradicts(["num_attention_heads", "num_key_value_heads"], `${nHeads} is not divisible by ${nKvHeads}`, "num_key_value_heads must divide num_attention_heads.");
   return attention({
@@ -66,7 +67,7 @@ export function readRope(config: ConfigReader, defaults: { readonly theta: numbe
   const inner = parameters?.optionalPositive("rope_theta");
   if (theta !== undefined && inner !== undefined && theta !== inner)
     config.contradicts(["rope_theta", "rope_parameters.rope_theta"], `${theta} is not ${inner}`, "Keep one of the two.");
-  const read = readScaling(parameters ?? scaling, defaults.contextLength);
+  const [read] = [parameters, scaling].flatMap((section) => readScaling(section, defaults.contextLength) ?? []);
   return rope({ theta: inner ?? theta ?? defaults.theta, ...(read ? { scaling: read } : {}) });
 }
 
@@ -87,8 +88,8 @@ function readScaling(section: ConfigReader | undefined, contextLength: number): 
       return linearScaling({ factor: section.positive("factor") });
     case "llama3": {
       const lowFreqFactor = section.positive("low_freq_factor");
-      const highFreqFactor = section.has("high_freq_factor") ? section.positive("high_freq_factor") : section.positive("high_freq_factor", undefined);
-      if (section.has("high_freq_factor") && section.has("low_freq_factor") && lowFreqFactor >= highFreqFactor)
+      const highFreqFactor = section.positive("high_freq_factor");
+      if (lowFreqFactor >= highFreqFactor)
         section.contradicts(["low_freq_factor", "high_freq_factor"], `${lowFreqFactor} is not below ${highFreqFactor}`, "Llama 3.1 uses 1 and 4.");
       return llama3Scaling({ factor: section.positive("factor"), lowFreqFactor, highFreqFactor, originalContext: section.count("original_max_position_embeddings", contextLength) });
     }
@@ -113,4 +114,32 @@ function readYarn(section: ConfigReader, contextLength: number): RopeScaling {
     betaSlow: section.positive("beta_slow", 1),
     ...(attentionFactor === undefined ? {} : { attentionFactor }),
   });
+}
+
+/** Experts per token; `expertsKey` says of how many. */
+export function readTopK(config: ConfigReader, expertsKey: string, nExperts: number): number {
+  const topK = config.count("num_experts_per_tok");
+  // A single expert is an MLP: the number is not used then.
+  if (topK > nExperts && nExperts > 1)
+    config.contradicts(["num_experts_per_tok", expertsKey], `${topK} of ${nExperts} experts can't be chosen`, `Choose num_experts_per_tok from 1 to ${nExperts}.`);
+  return topK;
+}
+
+/** What each family calls the options of its Mamba mixer. */
+interface MambaKeys {
+  readonly dState: string;
+  readonly dConv: string;
+  readonly dtRank: string;
+  readonly convBias: string;
+}
+
+/** A Mamba-1 mixer, with Transformers' defaults for what the config leaves out. */
+export function readMamba(config: ConfigReader, dModel: number, keys: MambaKeys, rest: Required<Pick<MambaOptions, "expand" | "projBias">> & Pick<MambaOptions, "innerNorm">): MambaSpec {
+  const dConv = config.count(keys.dConv, 4);
+  if (dConv === 1) config.unsupported(keys.dConv, dConv, ["2 and more"]);
+  const dtRank = config.countOrAuto(keys.dtRank);
+  const dInner = rest.expand * dModel;
+  if (dtRank !== "auto" && dtRank > dInner)
+    config.contradicts([keys.dtRank, "hidden_size"], `a rank of ${dtRank} exceeds the mixer's ${dInner} channels`, `Set ${keys.dtRank} to "auto", or to a number up to ${dInner}.`);
+  return mamba({ dState: config.count(keys.dState, 16), dConv, dtRank, convBias: config.boolean(keys.convBias, true), ...rest });
 }

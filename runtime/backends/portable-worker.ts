@@ -1,0 +1,232 @@
+import { isMainThread, parentPort, workerData } from "node:worker_threads";
+import { InferenceSession, Tensor } from "onnxruntime-node";
+import { invariant } from "../../core/diagnostics.js";
+import type { Manifest } from "../../core/manifest.js";
+import type { SlotContent, StateId } from "./backend.js";
+import { busyFlag, stopFlag, type Call, type Reply, type WorkerStart } from "./worker-channel.js";
+
+/** The part of a compiled folder this thread needs. */
+export interface PortableModel {
+  readonly graphPath: string;
+  readonly threads: number;
+  readonly inputs: Manifest["inputs"];
+  readonly outputs: Manifest["outputs"];
+  readonly state: Manifest["state"];
+  readonly contextLength: number | null;
+}
+
+export type PortableRequest =
+  | { readonly kind: "load" }
+  | { readonly kind: "create"; readonly batch: number; readonly capacity: number }
+  | { readonly kind: "copy" | "release"; readonly state: StateId }
+  | { readonly kind: "read"; readonly state: StateId; readonly slot: number }
+  | {
+      readonly kind: "forward";
+      readonly state: StateId;
+      readonly inputIds: BigInt64Array;
+      readonly pastLengths: readonly number[];
+      readonly lengths: readonly number[];
+      readonly logitIndices: BigInt64Array;
+    }
+  | { readonly kind: "close" };
+
+/** Runs only ever read it or replace it, so copies of a state share it until one of them moves on. */
+interface StateBuffer {
+  readonly tensor: Tensor;
+  holders: number;
+}
+
+interface SlotBuffers {
+  current: StateBuffer;
+  /** The buffer `current` was computed from; the next run writes into it, so that no run allocates state. */
+  spare?: StateBuffer;
+}
+
+interface StateTensors {
+  readonly batch: number;
+  capacity: number;
+  readonly slots: SlotBuffers[];
+}
+
+invariant(!isMainThread && parentPort, "the portable worker was not started as a worker");
+const port = parentPort;
+const { data: model, flags } = workerData as WorkerStart<PortableModel>;
+const states = new Map<StateId, StateTensors>();
+let nextState: StateId = 0;
+let session: InferenceSession | undefined;
+
+/** Enters native code, unless the process is ending (see `WorkerChannel`). */
+async function native<T>(enter: () => Promise<T>): Promise<T> {
+  Atomics.store(flags, busyFlag, 1);
+  try {
+    if (Atomics.load(flags, stopFlag) === 1) throw new Error("the process is ending");
+    return await enter();
+  } finally {
+    Atomics.store(flags, busyFlag, 0);
+    Atomics.notify(flags, busyFlag);
+  }
+}
+
+function slotShape(slot: number, batch: number, capacity: number): number[] {
+  const shape = model.state[slot]?.shape;
+  invariant(shape, "no such state slot");
+  return shape.map((dim) => {
+    if (typeof dim === "number") return dim;
+    invariant(dim === "B" || dim === "S", `state is not shaped by ${dim}`);
+    return dim === "B" ? batch : capacity;
+  });
+}
+
+function zeros(shape: readonly number[]): StateBuffer {
+  return { tensor: new Tensor("float32", new Float32Array(shape.reduce((n, d) => n * d, 1)), shape), holders: 1 };
+}
+
+function dataOf(buffer: StateBuffer): Float32Array {
+  invariant(buffer.tensor.data instanceof Float32Array, "state is float32");
+  return buffer.tensor.data;
+}
+
+function stateOf(id: StateId): StateTensors {
+  const state = states.get(id);
+  invariant(state, `no state ${id}`);
+  return state;
+}
+
+function create(batch: number, capacity: number): StateId {
+  states.set(nextState, { batch, capacity, slots: model.state.map((_, i) => ({ current: zeros(slotShape(i, batch, capacity)) })) });
+  return nextState++;
+}
+
+function copy(id: StateId): StateId {
+  const { batch, capacity, slots } = stateOf(id);
+  for (const slot of slots) slot.current.holders++;
+  states.set(nextState, { batch, capacity, slots: slots.map(({ current }) => ({ current })) });
+  return nextState++;
+}
+
+function release(id: StateId): void {
+  for (const slot of stateOf(id).slots) slot.current.holders--;
+  states.delete(id);
+}
+
+/** Makes room for `needed` positions: twice the capacity or more, but no more than the context can ever use. */
+function grow(state: StateTensors, needed: number, tokens: number): void {
+  if (needed <= state.capacity) return;
+  const useful = model.contextLength === null ? Infinity : model.contextLength + tokens;
+  const capacity = Math.max(needed, Math.min(2 * state.capacity, useful));
+  state.slots.forEach((slot, index) => {
+    const axis = model.state[index]?.shape.indexOf("S") ?? -1;
+    if (axis < 0) return;
+    const shape = slotShape(index, state.batch, capacity);
+    const next = zeros(shape);
+    const from = dataOf(slot.current);
+    const to = dataOf(next);
+    const inner = shape.slice(axis + 1).reduce((n, d) => n * d, 1);
+    const rows = shape.slice(0, axis).reduce((n, d) => n * d, 1);
+    for (let row = 0; row < rows; row++)
+      to.set(from.subarray(row * state.capacity * inner, (row + 1) * state.capacity * inner), row * capacity * inner);
+    slot.current.holders--;
+    slot.current = next;
+    delete slot.spare;
+  });
+  state.capacity = capacity;
+}
+
+/** [B] as the graph takes it. */
+function int64(values: readonly number[]): Tensor {
+  return new Tensor("int64", BigInt64Array.from(values, BigInt), [values.length]);
+}
+
+async function forward(request: Extract<PortableRequest, { kind: "forward" }>): Promise<Float32Array> {
+  invariant(session, "the model is not loaded");
+  const running = session;
+  const state = stateOf(request.state);
+  const tokens = request.inputIds.length / state.batch;
+  grow(state, Math.max(...request.pastLengths) + tokens, tokens);
+  const feeds: Record<string, Tensor> = {
+    [model.inputs.inputIds.name]: new Tensor("int64", request.inputIds, [state.batch, tokens]),
+    [model.inputs.pastLengths.name]: int64(request.pastLengths),
+    [model.inputs.lengths.name]: int64(request.lengths),
+    [model.inputs.logitIndices.name]: new Tensor("int64", request.logitIndices, [state.batch, request.logitIndices.length / state.batch]),
+  };
+  const fetches: Record<string, Tensor | null> = { [model.outputs.logits.name]: null };
+  const outputs = state.slots.map((slot, index) => {
+    const spec = model.state[index];
+    invariant(spec, "one buffer per slot");
+    // Writing a KV cache in place touches only positions that don't count yet, so a failed run still changes nothing.
+    const inPlace = spec.update === "in-place" && spec.rewind === "trim" && slot.current.holders === 1;
+    const output = inPlace ? slot.current : (slot.spare ?? zeros(slot.current.tensor.dims));
+    feeds[spec.past] = slot.current.tensor;
+    fetches[spec.present] = output.tensor;
+    return output;
+  });
+  const results = await native(() => running.run(feeds, fetches));
+  state.slots.forEach((slot, index) => {
+    const output = outputs[index];
+    invariant(output, "one output per slot");
+    if (output === slot.current) return;
+    const previous = slot.current;
+    if (previous.holders === 1) slot.spare = previous;
+    else {
+      previous.holders--;
+      delete slot.spare;
+    }
+    slot.current = output;
+  });
+  const logits = results[model.outputs.logits.name]?.data;
+  invariant(logits instanceof Float32Array, "the graph returns float32 logits");
+  return logits;
+}
+
+function read(id: StateId, slot: number): SlotContent {
+  const state = stateOf(id);
+  const buffers = state.slots[slot];
+  invariant(buffers, `no slot ${slot}`);
+  return { shape: buffers.current.tensor.dims, data: dataOf(buffers.current).slice() };
+}
+
+async function answer(request: PortableRequest): Promise<unknown> {
+  switch (request.kind) {
+    case "load":
+      session = await native(() =>
+        InferenceSession.create(model.graphPath, {
+          intraOpNumThreads: model.threads,
+          interOpNumThreads: 1,
+          // TensorScatter warns on every run; errors are raised as well as logged, and reported once is enough.
+          logSeverityLevel: 4,
+          // Threads that spin between operators take the cores the event loop needs.
+          extra: { session: { intra_op: { allow_spinning: "0" } } },
+        }),
+      );
+      return undefined;
+    case "create":
+      return create(request.batch, request.capacity);
+    case "copy":
+      return copy(request.state);
+    case "release":
+      return release(request.state);
+    case "read":
+      return read(request.state, request.slot);
+    case "forward":
+      return forward(request);
+    case "close":
+      states.clear();
+      await session?.release();
+      return undefined;
+  }
+}
+
+// Runs are asynchronous, so one call would overtake another without this queue.
+let queue = Promise.resolve();
+port.on("message", ({ id, request }: Call<PortableRequest>) => {
+  queue = queue.then(async () => {
+    try {
+      const value = await answer(request);
+      const transfer = value instanceof Float32Array && value.buffer instanceof ArrayBuffer ? [value.buffer] : [];
+      port.postMessage({ id, value } satisfies Reply, transfer);
+    } catch (error) {
+      port.postMessage({ id, problem: error instanceof Error ? error.message : String(error) } satisfies Reply);
+    }
+    if (request.kind === "close") port.close();
+  });
+});

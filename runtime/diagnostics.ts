@@ -1,0 +1,151 @@
+import { catalogue, define } from "../core/diagnostics.js";
+
+const reload = "Load the model again with `load(folder)`; states and snapshots of the old one are gone.";
+
+export const runtimeDiagnostics = catalogue("runtime", {
+  "no-weights": define<{ folder: string; weights: number }>({
+    severity: "error",
+    message: ({ folder, weights }) => `${folder} was compiled without weights (${weights} tensors are absent), so it can't be run.`,
+    help: () => "Compile again with `--weights <hf-folder>`, or with `--random <seed>` to try the layout out.",
+    explain: "Compiling without weights gives the graph and the plan of its files, which is enough to inspect a layout. Running needs the numbers.",
+  }),
+  "unsupported-state": define<{ slot: string; dtype: string; backend: string }>({
+    severity: "error",
+    message: ({ slot, dtype, backend }) => `State ${slot} is ${dtype}, which the ${backend} backend can't carry.`,
+    help: () => "Compile the model for the CPU target, whose state is float32.",
+    explain: "A compiled folder says in which element type each layer carries its state. The portable backend passes state through onnxruntime-node, which has no bfloat16 tensors, and carries float32 only.",
+  }),
+  "load-failed": define<{ folder: string; problem: string }>({
+    severity: "error",
+    message: ({ folder, problem }) => `ONNX Runtime can't load the model in ${folder}: ${problem}`,
+    help: () => "Compile the model again; where a place in the layout is named, start reading there.",
+    explain: "The manifest and the files are as they were compiled, yet ONNX Runtime refused the graph. When its message names a node of the graph, the place in the layout that node was lowered from is given.",
+  }),
+  "run-failed": define<{ problem: string }>({
+    severity: "error",
+    message: ({ problem }) => `ONNX Runtime failed while running the model: ${problem}`,
+    help: () => "The state is as it was before this run, so the run can be repeated; smaller chunks or batches need less memory.",
+    explain: "A run either succeeds as a whole or changes nothing: new state replaces old state only when every output is there. When the message names a node of the graph, the place in the layout that node was lowered from is given.",
+  }),
+  "worker-stopped": define<{ problem: string }>({
+    severity: "error",
+    message: ({ problem }) => `The thread that runs the model stopped: ${problem}.`,
+    help: () => reload,
+    explain: "Each portable model runs in a thread of its own, so that the event loop stays free. When that thread ends before it was told to, every call that waits for it is rejected with this diagnostic, and the state it held is lost.",
+  }),
+  closed: define<{ what: "model" | "state" | "snapshot" }>({
+    severity: "error",
+    message: ({ what }) => `This ${what} was closed and can't be used any more.`,
+    help: ({ what }) => (what === "model" ? reload : `Keep the ${what} open for as long as it is used (\`await using\` closes it at the end of its block).`),
+    explain: "Closing a model releases its weights and every state made from it; closing a state or a snapshot releases its tensors.",
+  }),
+  "foreign-state": define<{ what: "state" | "snapshot" }>({
+    severity: "error",
+    message: ({ what }) => `This ${what} belongs to another ${what === "state" ? "model" : "model or has another batch size"}.`,
+    help: ({ what }) => (what === "state" ? "Make the state with `createState` of the model that runs it." : "Restore a snapshot into a state of the model and the batch size it was taken from."),
+    explain: "State lives beside the model it was made for, in the shapes of that model and batch size. It can't be moved to another one.",
+  }),
+  "bad-token": define<{ row: number; position: number; token: number; vocabSize: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ row, position, token, vocabSize }) => `Token ${token} at position ${position} of row ${row} is no integer from 0 to ${vocabSize - 1}.`,
+    help: () => "Encode the text with the tokenizer in this model's folder.",
+    explain: "Token ids index the rows of the embedding. An id from another vocabulary would read outside it or mean something else.",
+  }),
+  "empty-prompt": define<{ row: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ row }) => `Row ${row} holds no tokens.`,
+    help: () => "Give at least one token; a model with a BOS token can start from that alone.",
+    explain: "Logits are computed from the last token that was fed. Without a token there is nothing to continue.",
+  }),
+  "context-exceeded": define<{ row: number; tokens: number; past: number; contextLength: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ row, tokens, past, contextLength }) =>
+      `Row ${row} would hold ${past + tokens} tokens (${past} in the state, ${tokens} new); the model's context is ${contextLength}.`,
+    help: ({ contextLength }) => `Shorten the prompt to at most ${contextLength} tokens.`,
+    explain: "The manifest names the longest context the model was made for. Beyond it the model was never trained, and the answer would be noise.",
+  }),
+  "row-count": define<{ rows: number; batch: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ rows, batch }) => `${rows} rows were given for a state of batch ${batch}.`,
+    help: ({ rows }) => `Give one row per sequence of the state, or make the state with batch ${rows}.`,
+    explain: "Row b of the input continues sequence b of the state, so there must be exactly as many rows as the state has sequences.",
+  }),
+  "bad-option": define<{ option: string; expected: string; found: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ option, expected, found }) => `${option} must be ${expected}, not ${found}.`,
+    help: ({ option, expected }) => `Set ${option} to ${expected}, or leave it out for its default.`,
+    explain: "Options are checked before anything runs, and never clamped: a value outside its range is more often a mistake than a wish.",
+  }),
+  "no-tokenizer": define<{ folder: string; wanted: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ folder, wanted }) => `${folder} has no tokenizer, which ${wanted} needs.`,
+    help: () => "Give the prompt as token ids, or compile from a checkpoint folder that has a tokenizer.json.",
+    explain: "A model compiled from a layout alone has no vocabulary, so it can be fed token ids only.",
+  }),
+  "bad-tokenizer": define<{ file: string; problem: string }>({
+    severity: "error",
+    message: ({ file, problem }) => `The tokenizer in ${file} can't be used: ${problem}.`,
+    help: () => "Use the tokenizer.json the checkpoint was published with; byte-level and byte-fallback tokenizers are supported.",
+    explain: "Streamed text is assembled from the bytes each token stands for. That is defined for byte-level BPE and for vocabularies with byte fallback; other decoders rewrite text that was already shown.",
+  }),
+  "no-chat-template": define<{ folder: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ folder }) => `The model in ${folder} has no chat template.`,
+    help: () => "Give the prompt as plain text; a model without a template was not trained for chat.",
+    explain: "A chat template turns messages into the exact text a model was tuned on. It comes with the checkpoint, and guessing another one gives bad answers.",
+  }),
+  "chat-template-failed": define<{ problem: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ problem }) => `The model's chat template refused these messages: ${problem}.`,
+    help: () => "Most templates want user and assistant messages to alternate and a system message only at the start.",
+    explain: "Chat templates are small Jinja programs that check the order and the roles of messages and may raise an exception of their own.",
+  }),
+  "rewind-needs-snapshot": define<{ slots: readonly string[]; tokens: number }>({
+    severity: "error",
+    message: ({ slots, tokens }) => `This state can't be rewound by ${tokens} tokens: ${slots.length} of its slots are recurrent (${slots[0]}${slots.length > 1 ? ", …" : ""}).`,
+    help: () => "Take a snapshot where you may want to return to, and restore it.",
+    explain: "A KV cache keeps every position, so it is rewound by lowering its length. A recurrent state (conv state, SSM state) is overwritten by each token: only a copy taken earlier brings it back.",
+  }),
+  "rewind-too-far": define<{ row: number; tokens: number; length: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ row, tokens, length }) => `Row ${row} holds ${length} tokens and can't be rewound by ${tokens}.`,
+    help: ({ length }) => `Rewind by a whole number of tokens from 0 to ${length}.`,
+    explain: "Rewinding drops the last tokens of every row of a state; no row can lose more than it holds.",
+  }),
+  "unknown-slot": define<{ layer: number; role: string; known: readonly string[] }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ layer, role }) => `Layer ${layer} carries no ${role}.`,
+    help: ({ known }) => (known.length > 0 ? `The model's state is ${known.join(", ")}.` : "The model carries no state."),
+    explain: "The manifest lists the state each layer carries: key and value for attention, conv_state and ssm_state for Mamba.",
+  }),
+  "not-finite": define<{ row: number; position: number }>({
+    severity: "error",
+    message: ({ row, position }) => `The logits for position ${position} of row ${row} are not numbers (NaN, or no finite value).`,
+    help: () => "Check the weights (`layerweave verify`); random weights need the seed they were compiled with, half-precision ones may have overflowed.",
+    explain: "A token can't be chosen among NaNs. They come from damaged weights or from an overflow, and never go away by sampling differently.",
+  }),
+  "reference-unreadable": define<{ file: string; problem: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ file, problem }) => `The reference ${file} can't be read: ${problem}.`,
+    help: () => "Give a safetensors file that holds input_ids and logits.",
+    explain: "A reference is a safetensors file: eight bytes with the length of a JSON header, the header, and the tensors it places in the rest of the file. The header must describe exactly the bytes that are there.",
+  }),
+  "reference-mismatch": define<{ file: string; tensor: string; expected: string; found: string }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ file, tensor, expected, found }) => `${tensor} in ${file} must be ${expected}; it is ${found}.`,
+    help: () => "Use a reference made for this model: input_ids [b, t] int64, logits [b, t, V] float32 and, optionally, generated_ids [b, g] with step_logits [b, g, V].",
+    explain: "`verify` compares logits one by one, so the reference must have been computed with this model's vocabulary and with one logit row per token fed.",
+  }),
+});

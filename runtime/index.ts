@@ -1,0 +1,16 @@
+/**
+ * Runs compiled models: `load` a folder, `generate` text, or feed tokens and carry state yourself.
+ *
+ * ```ts
+ * await using model = await load("tiny-jamba");
+ * for await (const { text } of model.generate("In the beginning ")) process.stdout.write(text);
+ * ```
+ */
+export { load, type LoadOptions } from "./load.js";
+export type { Model, PrefillOptions } from "./model.js";
+export type { LogitsWanted, Snapshot, State } from "./state.js";
+export type { SlotContent } from "./backends/backend.js";
+export type { Completion, GeneratedToken, GenerateOptions, Generation, GenerationStats, Prompt, StopReason } from "./generate.js";
+export type { SamplingOptions } from "./sampling.js";
+export type { Message, Tokenizer } from "./tokenizer.js";
+export { verify, type Verification } from "./verify.js";

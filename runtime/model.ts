@@ -1,0 +1,126 @@
+import { Diagnostics, fail } from "../core/diagnostics.js";
+import type { Manifest } from "../core/manifest.js";
+import { untilAborted } from "./abort.js";
+import type { BackendSession } from "./backends/backend.js";
+import { runtimeDiagnostics } from "./diagnostics.js";
+import { generateBatch, Generation, type Completion, type GenerateOptions, type Prompt } from "./generate.js";
+import { State, type LogitsWanted, type StateOwner } from "./state.js";
+import type { Tokenizer } from "./tokenizer.js";
+
+/** Tokens per run of a prefill, unless the caller says otherwise. */
+const defaultChunk = 512;
+
+export interface PrefillOptions {
+  /** Tokens of each row fed per run: more is faster, and needs more memory. Default 512. */
+  readonly chunk?: number;
+  /** Ends the prefill, at the latest between two chunks; the state then holds the chunks fed so far. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A compiled model, ready to run. Made by `load`; any number of states can be used on it at once. */
+export class Model implements AsyncDisposable, StateOwner {
+  #open = true;
+
+  constructor(
+    readonly folder: string,
+    readonly manifest: Manifest,
+    readonly session: BackendSession,
+    /** null when the folder has none; such a model takes token ids only. */
+    readonly tokenizer: Tokenizer | null,
+  ) {}
+
+  /** An empty state for `batch` sequences (default 1). @throws LayerweaveError `runtime/bad-option`, `runtime/closed` */
+  async createState({ batch = 1 }: { readonly batch?: number } = {}): Promise<State> {
+    this.#checkOpen();
+    if (!Number.isInteger(batch) || batch < 1) fail(runtimeDiagnostics["bad-option"], { option: "batch", expected: "a positive integer", found: String(batch) });
+    return State.create(this, batch);
+  }
+
+  /**
+   * Feeds one run of new tokens to every row of a state. Rows may differ in length, but none may be empty.
+   * A run that fails leaves the state as it was.
+   * @returns per row, logits [n, V] row-major: n = 0 (`none`), 1 (`last`, default), or the row's length (`all`).
+   * @throws LayerweaveError `runtime/row-count`, `runtime/empty-prompt`, `runtime/bad-token`, `runtime/context-exceeded`,
+   *   `runtime/foreign-state`, `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
+   */
+  async forward(state: State, rows: readonly (readonly number[])[], { logits = "last" }: { readonly logits?: LogitsWanted } = {}): Promise<Float32Array[]> {
+    this.#checkState(state);
+    checkNotEmpty(rows);
+    return state.advance(rows, logits);
+  }
+
+  /**
+   * Feeds whole prompts in chunks, so that memory follows the chunk and not the prompt.
+   * @returns per row, the logits [V] of its prompt's last token.
+   * @throws LayerweaveError as `forward`, and `runtime/bad-option`; the signal's reason when it fires.
+   */
+  async prefill(state: State, prompts: readonly (readonly number[])[], { chunk = defaultChunk, signal }: PrefillOptions = {}): Promise<Float32Array[]> {
+    this.#checkState(state);
+    if (!Number.isInteger(chunk) || chunk < 1) fail(runtimeDiagnostics["bad-option"], { option: "chunk", expected: "a positive integer", found: String(chunk) });
+    checkNotEmpty(prompts);
+    // Checked for the whole prompts, so that a mistake in the last chunk doesn't surface after minutes.
+    state.check(prompts);
+    const last = new Array<Float32Array>(prompts.length);
+    const longest = Math.max(...prompts.map((prompt) => prompt.length));
+    for (let start = 0; start < longest; start += chunk) {
+      signal?.throwIfAborted();
+      const rows = prompts.map((prompt) => prompt.slice(start, start + chunk));
+      const ends = prompts.map((prompt) => prompt.length > start && prompt.length <= start + chunk);
+      const logits = await untilAborted(state.advance(rows, ends.includes(true) ? "last" : "none"), signal);
+      logits.forEach((row, b) => {
+        if (ends[b]) last[b] = row;
+      });
+    }
+    return last;
+  }
+
+  /**
+   * Continues a prompt: text, token ids, or messages for the model's chat template. Iterate to receive the tokens;
+   * `stats` is there once the iteration has ended. Each generation has a state of its own.
+   * @throws LayerweaveError from the iteration: `runtime/bad-option`, `runtime/no-tokenizer`, `runtime/no-chat-template`,
+   *   `runtime/chat-template-failed`, `runtime/not-finite`, and as `prefill`; the signal's reason when it fires.
+   */
+  generate(prompt: Prompt, options: GenerateOptions = {}): Generation {
+    return new Generation(this, prompt, options);
+  }
+
+  /**
+   * Continues several prompts in one batch. They may differ in length, and each stops on its own; every row is what
+   * `generate` would give with the same options.
+   * @throws LayerweaveError as `generate`; the signal's reason when it fires.
+   */
+  generateBatch(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<Completion[]> {
+    return generateBatch(this, prompts, options);
+  }
+
+  /** Ends the model once the runs under way are done, and frees its memory. */
+  async close(): Promise<void> {
+    this.#open = false;
+    await this.session.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  get isOpen(): boolean {
+    return this.#open;
+  }
+
+  #checkOpen(): void {
+    if (!this.#open) fail(runtimeDiagnostics.closed, { what: "model" });
+  }
+
+  #checkState(state: State): void {
+    this.#checkOpen();
+    if (!state.belongsTo(this)) fail(runtimeDiagnostics["foreign-state"], { what: "state" });
+  }
+}
+
+function checkNotEmpty(rows: readonly (readonly number[])[]): void {
+  const found = new Diagnostics();
+  rows.forEach((ids, row) => {
+    if (ids.length === 0) found.report(runtimeDiagnostics["empty-prompt"], { row });
+  });
+  found.throwIfErrors();
+}

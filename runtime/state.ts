@@ -1,0 +1,206 @@
+import { fail, invariant, Diagnostics } from "../core/diagnostics.js";
+import type { Manifest, StateSlot } from "../core/manifest.js";
+import type { BackendSession, SlotContent, StateId } from "./backends/backend.js";
+import { runtimeDiagnostics } from "./diagnostics.js";
+
+/** Positions a KV cache starts with room for. */
+const initialCapacity = 256;
+
+/** Which logits a run returns: of no token, of each row's last token, or of all its tokens. */
+export type LogitsWanted = "none" | "last" | "all";
+
+/** What a state needs of the model it belongs to. */
+export interface StateOwner {
+  readonly manifest: Manifest;
+  readonly session: BackendSession;
+  readonly isOpen: boolean;
+}
+
+/** A copy of a state at one point, to come back to. Made by {@link State.snapshot}. */
+export class Snapshot implements AsyncDisposable {
+  #open = true;
+
+  constructor(
+    private readonly owner: StateOwner,
+    private readonly id: StateId,
+    /** Tokens each row held when the snapshot was taken. */
+    readonly lengths: readonly number[],
+  ) {}
+
+  /** The tensors behind this snapshot, for a state of the same model and batch size. */
+  tensorsFor(owner: StateOwner, batch: number): StateId {
+    if (!this.#open) fail(runtimeDiagnostics.closed, { what: "snapshot" });
+    if (owner !== this.owner || batch !== this.lengths.length) fail(runtimeDiagnostics["foreign-state"], { what: "snapshot" });
+    return this.id;
+  }
+
+  /** Frees the copy. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    this.owner.session.releaseState(this.id);
+  }
+}
+
+/**
+ * What a model remembers of the tokens it was fed, for a batch of B sequences: KV caches, conv states, SSM states.
+ * The tensors stay beside the model; this object knows their lengths. Operations on one state run one after another
+ * in the order they were called. Made by `model.createState`.
+ */
+export class State implements AsyncDisposable {
+  #id: StateId;
+  #lengths: readonly number[];
+  #open = true;
+  #queue: Promise<unknown> = Promise.resolve();
+
+  private constructor(
+    private readonly owner: StateOwner,
+    readonly batch: number,
+    id: StateId,
+  ) {
+    this.#id = id;
+    this.#lengths = new Array<number>(batch).fill(0);
+  }
+
+  static async create(owner: StateOwner, batch: number): Promise<State> {
+    return new State(owner, batch, await owner.session.createState(batch, initialCapacity));
+  }
+
+  /** Tokens in the state of each row. */
+  get lengths(): readonly number[] {
+    return this.#lengths;
+  }
+
+  belongsTo(owner: StateOwner): boolean {
+    return owner === this.owner;
+  }
+
+  /**
+   * Feeds new tokens to every row. Rows may differ in length; an empty row stays as it is, but one row must hold tokens.
+   * A run that fails changes nothing.
+   * @returns per row, logits [n, V] row-major with n = 0, 1 or the row's length; n = 0 for an empty row.
+   * @throws LayerweaveError `runtime/row-count`, `runtime/bad-token`, `runtime/context-exceeded`, `runtime/empty-prompt`,
+   *   `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
+   */
+  advance(rows: readonly (readonly number[])[], wanted: LogitsWanted): Promise<Float32Array[]> {
+    return this.#inOrder(async () => {
+      this.check(rows);
+      const tokens = Math.max(...rows.map((row) => row.length));
+      const perRow = wanted === "none" ? 0 : wanted === "last" ? 1 : tokens;
+      const inputIds = new BigInt64Array(this.batch * tokens);
+      const logitIndices = new BigInt64Array(this.batch * perRow);
+      rows.forEach((row, b) => {
+        inputIds.set(row.map(BigInt), b * tokens);
+        for (let l = 0; l < perRow; l++) logitIndices[b * perRow + l] = BigInt(wanted === "all" ? l : Math.max(row.length - 1, 0));
+      });
+      const lengths = rows.map((row) => row.length);
+      const logits = await this.owner.session.forward({ state: this.#id, inputIds, pastLengths: this.#lengths, lengths, logitIndices });
+      this.#lengths = this.#lengths.map((past, b) => past + (lengths[b] ?? 0));
+      const { vocabSize } = this.owner.manifest.model;
+      invariant(logits.length === this.batch * perRow * vocabSize, "the graph returns logits [B, L, V]");
+      return rows.map((row, b) => logits.subarray(b * perRow * vocabSize, (b * perRow + Math.min(perRow, row.length)) * vocabSize));
+    });
+  }
+
+  /** Keeps the present content. @throws LayerweaveError `runtime/closed`, `runtime/worker-stopped` */
+  snapshot(): Promise<Snapshot> {
+    return this.#inOrder(async () => new Snapshot(this.owner, await this.owner.session.copyState(this.#id), this.#lengths));
+  }
+
+  /**
+   * Goes back to a snapshot; the snapshot stays usable.
+   * @throws LayerweaveError `runtime/foreign-state`, `runtime/closed`, `runtime/worker-stopped`
+   */
+  restore(snapshot: Snapshot): Promise<void> {
+    return this.#inOrder(async () => {
+      const restored = await this.owner.session.copyState(snapshot.tensorsFor(this.owner, this.batch));
+      this.owner.session.releaseState(this.#id);
+      this.#id = restored;
+      this.#lengths = snapshot.lengths;
+    });
+  }
+
+  /**
+   * Drops the last `tokens` tokens of every row, which only a model without recurrent layers can do.
+   * @throws LayerweaveError `runtime/rewind-needs-snapshot`, `runtime/rewind-too-far`, `runtime/closed`
+   */
+  rewind(tokens: number): Promise<void> {
+    return this.#inOrder(async () => {
+      const found = new Diagnostics();
+      const recurrent = this.owner.manifest.state.filter((slot) => slot.rewind === "snapshot").map((slot) => slot.past);
+      if (recurrent.length > 0) found.report(runtimeDiagnostics["rewind-needs-snapshot"], { slots: recurrent, tokens });
+      this.#lengths.forEach((length, row) => {
+        if (!Number.isInteger(tokens) || tokens < 0 || tokens > length) found.report(runtimeDiagnostics["rewind-too-far"], { row, tokens, length });
+      });
+      found.throwIfErrors();
+      this.#lengths = this.#lengths.map((length) => length - tokens);
+    });
+  }
+
+  /**
+   * Copies one layer's state out, for inspection and tests. Of a buffer with room for S positions only the positions
+   * some row uses are returned, and those beyond a row's length are zero.
+   * @throws LayerweaveError `runtime/unknown-slot`, `runtime/closed`, `runtime/worker-stopped`
+   */
+  read(layer: number, role: StateSlot["role"]): Promise<SlotContent> {
+    return this.#inOrder(async () => {
+      const slots = this.owner.manifest.state;
+      const index = slots.findIndex((slot) => slot.layer === layer && slot.role === role);
+      const slot = slots[index];
+      if (!slot) fail(runtimeDiagnostics["unknown-slot"], { layer, role, known: slots.map((s) => `${s.layer}.${s.role}`) });
+      const content = await this.owner.session.readState(this.#id, index);
+      const axis = slot.shape.indexOf("S");
+      return axis < 0 ? content : trim(content, axis, this.#lengths);
+    });
+  }
+
+  /** Frees the state's tensors; a run already under way is finished first. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    this.owner.session.releaseState(this.#id);
+  }
+
+  #inOrder<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(() => {
+      if (!this.owner.isOpen) fail(runtimeDiagnostics.closed, { what: "model" });
+      if (!this.#open) fail(runtimeDiagnostics.closed, { what: "state" });
+      return work();
+    });
+    this.#queue = result.catch(() => undefined);
+    return result;
+  }
+
+  /**
+   * Checks rows as `advance` would, without feeding them.
+   * @throws LayerweaveError `runtime/row-count`, `runtime/bad-token`, `runtime/context-exceeded`, `runtime/empty-prompt`
+   */
+  check(rows: readonly (readonly number[])[]): void {
+    const { vocabSize, contextLength } = this.owner.manifest.model;
+    if (rows.length !== this.batch) fail(runtimeDiagnostics["row-count"], { rows: rows.length, batch: this.batch });
+    const found = new Diagnostics();
+    if (rows.every((row) => row.length === 0)) rows.forEach((_, row) => found.report(runtimeDiagnostics["empty-prompt"], { row }));
+    rows.forEach((ids, row) => {
+      const past = this.#lengths[row] ?? 0;
+      if (contextLength !== null && past + ids.length > contextLength)
+        found.report(runtimeDiagnostics["context-exceeded"], { row, tokens: ids.length, past, contextLength });
+      const position = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+      if (position >= 0) found.report(runtimeDiagnostics["bad-token"], { row, position, token: ids[position] ?? NaN, vocabSize });
+    });
+    found.throwIfErrors();
+  }
+}
+
+function trim({ shape, data }: SlotContent, axis: number, lengths: readonly number[]): SlotContent {
+  const capacity = shape[axis] ?? 0;
+  const used = Math.max(...lengths);
+  const inner = shape.slice(axis + 1).reduce((n, d) => n * d, 1);
+  const outer = shape.slice(0, axis).reduce((n, d) => n * d, 1);
+  const kept = new Float32Array(outer * used * inner);
+  for (let o = 0; o < outer; o++) {
+    const row = Math.floor(o / (outer / lengths.length));
+    const from = o * capacity * inner;
+    kept.set(data.subarray(from, from + (lengths[row] ?? 0) * inner), o * used * inner);
+  }
+  return { shape: shape.map((d, i) => (i === axis ? used : d)), data: kept };
+}
