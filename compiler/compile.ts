@@ -13,6 +13,7 @@ import type { Module } from "./ir/graph.js";
 import { type Parameter, parameterCounts } from "./ir/parameter.js";
 import { lower, type Trace } from "./lower.js";
 import { encodeOnnx, type Placement } from "./onnx/encode.js";
+import { profileLayout } from "./passes/profile-model.js";
 import { portable } from "./targets/portable.js";
 import type { Target } from "./targets/target.js";
 import { type Binding, bindCheckpoint } from "./weights/bind.js";
@@ -102,6 +103,7 @@ export async function compile(layout: Layout, options: CompileOptions): Promise<
       },
       ...graphInterface(module),
       state: [...module.state],
+      profile: profileLayout(layout, target),
       files: written,
       weights: files.weights,
       origins: nodeOrigins(module, blocks, options.layoutFile),
@@ -156,7 +158,7 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
   const weights = parameters.map((p): ManifestWeight => {
     const from = bound(p);
     const dtype = storage(p);
-    const common = { name: p.name, kind: p.kind, ...(p.layer === undefined ? {} : { layer: p.layer }), dtype, shape: [...p.shape] };
+    const common = { name: p.name, kind: p.kind, ...(p.layer === undefined ? {} : { layer: p.layer }), dtype, shape: [...p.shape], matrix: p.matrix };
     const origin: ManifestWeight["origin"] = from
       ? { from: "checkpoint", tensor: from.tensor.name, ...(from.slice ? { slice: from.slice } : {}), ...(from.dtype === dtype ? {} : { cast: from.dtype }) }
       : source.from === "random"

@@ -2,6 +2,7 @@ import { Diagnostics } from "../core/diagnostics.js";
 import type { StorageDtype } from "../core/dtype.js";
 import type { ModelSpec } from "../dsl/model.js";
 import { type Layout, resolveLayout } from "../dsl/resolve.js";
+import { checkStructure } from "../dsl/structure.js";
 import type { BlockModel } from "./ir/block.js";
 import type { Module } from "./ir/graph.js";
 import type { Parameter } from "./ir/parameter.js";
@@ -27,6 +28,8 @@ export type Trace = (pass: PassName, text: () => string) => void;
  */
 export function checkedLayout(spec: ModelSpec): Layout {
   const found = new Diagnostics();
+  checkStructure(spec, found);
+  found.throwIfErrors();
   const layout = resolveLayout(spec, found);
   found.throwIfErrors();
   checkLayout(layout, found);

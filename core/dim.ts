@@ -31,6 +31,11 @@ function print(polynomial: Polynomial): Dim {
   return terms.map(([key, c]) => (key === "" ? `${c}` : c === 1 ? key : `${c}*${key}`)).join(" + ");
 }
 
+/** The terms of a dimension: each a coefficient and the symbols it is multiplied by, sorted. */
+export function termsOf(dim: Dim): readonly { readonly coefficient: number; readonly symbols: readonly string[] }[] {
+  return [...parse(dim)].map(([key, coefficient]) => ({ coefficient, symbols: key ? key.split("*") : [] }));
+}
+
 export function addDims(a: Dim, b: Dim): Dim {
   const sum = parse(a);
   for (const [key, c] of parse(b)) sum.set(key, (sum.get(key) ?? 0) + c);

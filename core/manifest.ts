@@ -1,6 +1,7 @@
 import * as z from "zod";
 import { catalogue, define, fail } from "./diagnostics.js";
 import { dtypes } from "./dtype.js";
+import { profileSchema } from "./plan/profile.js";
 
 /** Raised whenever a reader of an older manifest could misread a newer one. */
 export const manifestVersion = 1;
@@ -89,6 +90,8 @@ const weight = z.strictObject({
   file,
   offset: z.int().nonnegative(),
   bytes: z.int().nonnegative(),
+  /** Follows the storage type of the model, and may be quantised. */
+  matrix: z.boolean(),
   origin: weightOrigin,
 });
 export type ManifestWeight = z.infer<typeof weight>;
@@ -133,6 +136,8 @@ export const manifestSchema = z.strictObject({
   }),
   outputs: z.strictObject({ /** [B, L, V] float32 */ logits: tensor }),
   state: z.array(stateSlotSchema),
+  /** What a run costs in memory and operations, for the planner. */
+  profile: profileSchema,
   files: z.array(z.strictObject({ file, bytes: z.int().nonnegative(), headerSha256: sha256, from: z.enum(["hard-link", "reflink", "copy", "written"]) })),
   weights: z.array(weight),
   /** ONNX node name → the place in the layout it was lowered from. */

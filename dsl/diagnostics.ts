@@ -15,6 +15,20 @@ export const dslDiagnostics = catalogue("dsl", {
     help: ({ expected }) => `Make it with one of the constructors: ${expected}.`,
     explain: "A part of the layout is not a value that a DSL constructor made. TypeScript reports this in the editor; it is checked again because a layout can be built from data.",
   }),
+  "wrong-type": define<{ field: string; expected: string; found: string }>({
+    severity: "error",
+    exitCode: 3,
+    message: ({ field, expected, found }) => `${field} is ${found}; ${expected} is expected.`,
+    help: ({ field, expected }) => `Give ${field} ${expected}.`,
+    explain: "A field of the layout holds a value of another type. TypeScript reports this in the editor; it is checked again because a layout can be built from data.",
+  }),
+  "unknown-field": define<{ field: string; known: readonly string[] }>({
+    severity: "error",
+    exitCode: 3,
+    message: ({ field }) => `there is no field ${field} here.`,
+    help: ({ field, known }) => (known.length === 0 ? `Leave ${field} out: this has no fields.` : `Leave ${field} out, or use one of ${known.join(", ")}.`),
+    explain: "A field that nothing reads is a spelling mistake or a wish that is not met; either way the model would not be the one that was meant.",
+  }),
   "not-a-count": define<{ field: string; found: string | number }>({
     severity: "error",
     exitCode: 3,
@@ -22,7 +36,7 @@ export const dslDiagnostics = catalogue("dsl", {
     help: ({ field }) => `Give ${field} a positive whole number.`,
     explain: "Widths, counts and periods are extents of tensors: positive whole numbers below 2^31.",
   }),
-  "not-a-positive-number": define<{ field: string; found: string | number }>({
+  "not-a-positive-number": define<{ field: string; found: number }>({
     severity: "error",
     exitCode: 3,
     message: ({ field, found }) => `${field} is ${found}; it must be a finite number above 0.`,
@@ -141,7 +155,7 @@ export const dslDiagnostics = catalogue("dsl", {
     help: ({ nExperts }) => `Choose topK from 1 to ${nExperts}.`,
     explain: "Each token is sent to topK different experts.",
   }),
-  "shared-experts": define<{ nSharedExperts: number }>({
+  "shared-experts": define<{ nSharedExperts: string }>({
     severity: "error",
     exitCode: 3,
     message: ({ nSharedExperts }) => `nSharedExperts is ${nSharedExperts}; shared experts are not supported yet.`,

@@ -1,10 +1,11 @@
 import { Diagnostics } from "../core/diagnostics.js";
-import { callSiteOf, inheritCallSite, originOf } from "../core/origin.js";
-import { type ChannelMixer, type ChannelMixerSpec, channelMixerKinds, resolveChannelMixer } from "./channel-mixers/index.js";
+import { inheritCallSite, originOf } from "../core/origin.js";
+import { type ChannelMixer, type ChannelMixerSpec, resolveChannelMixer } from "./channel-mixers/index.js";
 import { dslDiagnostics } from "./diagnostics.js";
 import { type Mixer, type MixerSpec, mixerKinds, resolveMixer } from "./mixers/index.js";
 import type { Layers, LayerSpec, ModelSpec, Plan, Ratio, StackItem } from "./model.js";
 import { type RmsNorm, type RmsNormSpec, resolveNorm } from "./norms.js";
+import { describeValue } from "./spec.js";
 
 /** What the defaults of a mixer depend on. */
 export interface ResolveContext {
@@ -35,7 +36,7 @@ const mostLayers = 10_000;
 const defaultEps = 1e-6;
 
 /**
- * Expands a model's blocks into layers. Problems of the expansion are collected in `found`; what can be expanded is returned.
+ * Expands a model whose structure is sound (`checkStructure`) into layers. Problems of the expansion are collected in `found`; what can be expanded is returned.
  * Paths of the result count layers in the whole model: `layers[3].mixer`.
  */
 export function resolveLayout(spec: ModelSpec, found: Diagnostics): Layout {
@@ -52,7 +53,7 @@ export function resolveLayout(spec: ModelSpec, found: Diagnostics): Layout {
     if (!(Number(index) in layers)) found.report(dslDiagnostics["override-out-of-range"], { index, layers: layers.length }, originOf(spec, `overrides[${index}]`));
   if (layers.length === 0 && !found.hasErrors) found.report(dslDiagnostics["no-layers"], {}, originOf(spec, "layers"));
 
-  const eps = spec.norm?.eps ?? defaultEps;
+  const eps = spec.norm.eps ?? defaultEps;
   const context = { dModel: spec.dModel, eps };
   const norm = (own: RmsNormSpec | undefined) => resolveNorm(own ?? spec.norm, eps);
   return inheritCallSite(
@@ -64,9 +65,8 @@ export function resolveLayout(spec: ModelSpec, found: Diagnostics): Layout {
       contextLength: spec.contextLength ?? null,
       finalNorm: norm(spec.finalNorm),
       layers: layers.map((layer, i) => {
-        const mixer = expand.known(layer.mixer, mixerKinds, `layers[${i}].mixer`, layer);
-        const channelMixer = expand.known(layer.channelMixer, channelMixerKinds, `layers[${i}].channelMixer`, layer);
-        if (!layer.mixer && !layer.channelMixer) found.report(dslDiagnostics["empty-layer"], {}, originOf(layer, `layers[${i}]`));
+        const { mixer, channelMixer } = layer;
+        if (!mixer && !channelMixer) found.report(dslDiagnostics["empty-layer"], {}, originOf(layer, `layers[${i}]`));
         return inheritCallSite(
           {
             norm: norm(layer.norm),
@@ -86,14 +86,6 @@ type AnySpec = MixerSpec | ChannelMixerSpec;
 class Expansion {
   constructor(private readonly found: Diagnostics) {}
 
-  /** `value` if a constructor of one of these kinds made it; otherwise reports it. */
-  known<S extends AnySpec>(value: S | undefined, kinds: readonly string[], path: string, near: object): S | undefined {
-    if (value === undefined || (typeof value === "object" && value !== null && kinds.includes(value.kind))) return value;
-    const found = typeof value === "object" && value !== null ? `{ kind: ${JSON.stringify((value as { kind?: unknown }).kind)} }` : String(value);
-    this.found.report(dslDiagnostics["not-a-spec"], { expected: kinds.map((kind) => `${kind}(…)`).join(" or "), found }, originOf(near, path));
-    return undefined;
-  }
-
   stack(layers: Layers, path: string): LayerSpec[] {
     if ("kind" in layers) return this.item(layers, path);
     return layers.flatMap((item, i) => this.item(item, `${path}[${i}]`));
@@ -110,7 +102,7 @@ class Expansion {
   }
 
   item(item: StackItem, path: string): LayerSpec[] {
-    switch (item?.kind) {
+    switch (item.kind) {
       case "layer":
         return [item];
       case "repeat":
@@ -145,15 +137,12 @@ class Expansion {
           ),
         );
       }
-      default:
-        this.found.report(dslDiagnostics["not-a-spec"], { expected: "layer(…), block(…), repeat(…) or pattern(…)", found: String(item) }, { path });
-        return [];
     }
   }
 
   /** The spec of each layer of a block; [] when the plan is invalid, which was then reported. */
   plan<S extends AnySpec>(plan: Plan<S>, layers: number, path: string): readonly S[] {
-    if (typeof plan === "object" && plan !== null && plan.kind === "every") {
+    if (plan.kind === "every") {
       if (!this.count(plan.period, `${path}.period`, plan)) return [];
       if (!Number.isInteger(plan.offset) || plan.offset < 0 || plan.offset >= plan.period) {
         this.found.report(dslDiagnostics["offset-beyond-period"], { offset: plan.offset, period: plan.period }, originOf(plan, `${path}.offset`));
@@ -162,7 +151,7 @@ class Expansion {
       const otherwise = this.plan<S>(plan.otherwise as Plan<S>, layers, `${path}.otherwise`);
       return Array.from({ length: layers }, (_, i) => (i % plan.period === plan.offset ? plan.spec : otherwise[i])).filter((s) => s !== undefined) as S[];
     }
-    if (typeof plan === "object" && plan !== null && plan.kind === "ratio") return this.ratio(plan, layers, path) as readonly S[];
+    if (plan.kind === "ratio") return this.ratio(plan, layers, path) as readonly S[];
     return Array.from({ length: layers }, () => plan as S);
   }
 
@@ -186,18 +175,18 @@ class Expansion {
     }
     const mixers = ratio.mixers as Readonly<Record<string, MixerSpec | undefined>>;
     for (const [kind] of entries)
-      if (!mixers[kind]) this.found.report(dslDiagnostics["not-a-spec"], { expected: `${kind}(…)`, found: String(mixers[kind]) }, originOf(ratio, `${path}.${kind}`));
+      if (!mixers[kind]) this.found.report(dslDiagnostics["not-a-spec"], { expected: `${kind}(…)`, found: describeValue(mixers[kind]) }, originOf(ratio, `${path}.${kind}`));
     const others = rest.flatMap(([kind, count]) => Array.from({ length: count }, () => kind));
     let next = 0;
     const kinds = Array.from({ length: period }, (_, i) => (places.has(i) ? first[0] : (others[next++] as string)));
     return Array.from({ length: layers }, (_, i) => mixers[kinds[i % period] as string] as MixerSpec);
   }
 
-  count(value: unknown, path: string, near: object): boolean {
-    const ok = typeof value === "number" && Number.isInteger(value) && value >= 1 && value < 2 ** 31;
+  count(value: number, path: string, near: object): boolean {
+    const ok = Number.isInteger(value) && value >= 1 && value < 2 ** 31;
     if (!ok) {
       const field = path.split(".").at(-1) ?? path;
-      this.found.report(dslDiagnostics["not-a-count"], { field, found: typeof value === "number" ? value : String(value) }, callSiteOf(near) ? originOf(near, path) : { path });
+      this.found.report(dslDiagnostics["not-a-count"], { field, found: value }, originOf(near, path));
     }
     return ok;
   }

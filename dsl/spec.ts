@@ -18,3 +18,12 @@ export function made<T extends object>(value: T, constructor: (...args: never[])
 export function given<T extends object>(options: T): T {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T;
 }
+
+/** A value in few words, for messages. */
+export function describeValue(value: unknown): string {
+  if (typeof value === "string") return JSON.stringify(value);
+  if (typeof value === "function") return "a function";
+  if (Array.isArray(value)) return "a list";
+  if (typeof value !== "object" || value === null) return String(value);
+  return "kind" in value && typeof value.kind === "string" ? `{ kind: ${JSON.stringify(value.kind)} }` : "an object";
+}

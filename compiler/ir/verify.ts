@@ -29,11 +29,10 @@ export function verifyGraph(graph: Graph, outer: ReadonlySet<string> = new Set()
 
 export function verifyModule({ graph, functions, state }: Module): void {
   verifyGraph(graph);
-  const types = new Map([...graph.inputs, ...graph.outputs].map((value) => [value.name, value]));
   for (const slot of state)
-    for (const name of [slot.past, slot.present]) {
-      const value = types.get(name);
-      invariant(value && value.dtype === slot.dtype && sameShape(value.shape, slot.shape), `state ${name} is no graph input or output of its type`);
+    for (const [name, values] of [[slot.past, graph.inputs], [slot.present, graph.outputs]] as const) {
+      const value = values.find((v) => v.name === name);
+      invariant(value && value.dtype === slot.dtype && sameShape(value.shape, slot.shape), `state ${name} is no graph ${values === graph.inputs ? "input" : "output"} of its type`);
     }
   for (const { op, overload, body } of functions) {
     verifyGraph(body);

@@ -10,8 +10,7 @@ export function checkLayout(layout: Layout, found: Diagnostics): void {
   const model = { dModel: layout.dModel, nLayers: layout.layers.length };
   checkCounts(layout, ["vocabSize", "dModel"], "model", found);
   if (layout.contextLength !== null) checkCounts(layout as Layout & { readonly contextLength: number }, ["contextLength"], "model", found);
-  if (typeof layout.name !== "string" || layout.name === "")
-    found.report(dslDiagnostics["not-a-spec"], { expected: "a name", found: JSON.stringify(layout.name) ?? "undefined" }, originOf(layout, "model.name"));
+  if (layout.name === "") found.report(dslDiagnostics["wrong-type"], { field: "name", expected: "some text", found: '""' }, originOf(layout, "model.name"));
   checkPositive(layout.finalNorm, ["eps"], "finalNorm", found);
   const seen = new Set<string>();
   layout.layers.forEach((layer, i) => {

@@ -79,10 +79,7 @@ export function normalise(b: GraphBuilder, label: string, x: Value, norm: RmsNor
 /** Reports every field of `spec` that is not a positive whole number. */
 export function checkCounts<S extends object>(spec: S, fields: readonly (keyof S & string)[], path: string, found: Diagnostics): boolean {
   const bad = fields.filter((field) => !isCount(spec[field]));
-  for (const field of bad) {
-    const value: unknown = spec[field];
-    found.report(dslDiagnostics["not-a-count"], { field, found: typeof value === "number" ? value : String(value) }, originOf(spec, `${path}.${field}`));
-  }
+  for (const field of bad) found.report(dslDiagnostics["not-a-count"], { field, found: Number(spec[field]) }, originOf(spec, `${path}.${field}`));
   return bad.length === 0;
 }
 
@@ -93,8 +90,7 @@ function isCount(value: unknown): boolean {
 /** Reports every field of `spec` that is not a positive finite number. */
 export function checkPositive<S extends object>(spec: S, fields: readonly (keyof S & string)[], path: string, found: Diagnostics): void {
   for (const field of fields) {
-    const value: unknown = spec[field];
-    if (typeof value !== "number" || !Number.isFinite(value) || value <= 0)
-      found.report(dslDiagnostics["not-a-positive-number"], { field, found: typeof value === "number" ? value : String(value) }, originOf(spec, `${path}.${field}`));
+    const value = Number(spec[field]);
+    if (!Number.isFinite(value) || value <= 0) found.report(dslDiagnostics["not-a-positive-number"], { field, found: value }, originOf(spec, `${path}.${field}`));
   }
 }

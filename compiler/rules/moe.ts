@@ -24,7 +24,6 @@ export const moeRules: Rules<Moe> = {
   check: (spec, path, _model, found) => {
     if (checkCounts(spec, ["nExperts", "topK", "dFf"], path, found) && spec.topK > spec.nExperts)
       found.report(dslDiagnostics["top-k-above-experts"], { topK: spec.topK, nExperts: spec.nExperts }, originOf(spec, `${path}.topK`));
-    if ((spec.nSharedExperts as number) !== 0) found.report(dslDiagnostics["shared-experts"], { nSharedExperts: spec.nSharedExperts }, originOf(spec, `${path}.nSharedExperts`));
   },
 
   lower: (spec, x, { b, parameter }) => {

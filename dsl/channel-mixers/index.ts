@@ -13,8 +13,6 @@ const resolvers: { readonly [K in ChannelMixerKind]: Resolve<K> } = {
   moe: resolveMoe,
 };
 
-export const channelMixerKinds = Object.keys(resolvers) as readonly ChannelMixerKind[];
-
 export function resolveChannelMixer<K extends ChannelMixerKind>(spec: Extract<ChannelMixerSpec, { kind: K }>): ChannelMixer {
   const resolve = resolvers[spec.kind as K];
   return resolve(spec);

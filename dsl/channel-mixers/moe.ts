@@ -44,8 +44,11 @@ export function topKThenSoftmax(): TopKThenSoftmax {
   return made({ kind: "top-k-then-softmax" }, topKThenSoftmax);
 }
 
+// Not made by its constructor, whose call would be taken for the user's.
+const jambaRouter: SoftmaxThenTopK = { kind: "softmax-then-top-k", renormalise: false };
+
 export function moe(options: MoeOptions): MoeSpec {
-  return made({ kind: "moe", router: softmaxThenTopK({ renormalise: false }), nSharedExperts: 0, ...given(options) }, moe);
+  return made({ kind: "moe", router: jambaRouter, nSharedExperts: 0, ...given(options) }, moe);
 }
 
 export function resolveMoe(spec: MoeSpec): Moe {

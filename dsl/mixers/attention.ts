@@ -1,4 +1,4 @@
-import { none, type Position } from "../positions.js";
+import type { Position } from "../positions.js";
 import type { ResolveContext } from "../resolve.js";
 import { given, made } from "../spec.js";
 
@@ -42,7 +42,7 @@ export interface AttentionOptions {
 }
 
 export function attention(options: AttentionOptions): AttentionSpec {
-  return made({ kind: "attention", position: none(), qkvBias: false, outBias: false, ...given(options) }, attention);
+  return made({ kind: "attention", position: { kind: "none" }, qkvBias: false, outBias: false, ...given(options) }, attention);
 }
 
 export function resolveAttention(spec: AttentionSpec, { dModel }: ResolveContext): Attention {

@@ -1,0 +1,119 @@
+import { invariant } from "../../core/diagnostics.js";
+import { type StorageDtype, bytesPerElement } from "../../core/dtype.js";
+import type { PlanModel } from "../../core/plan/model.js";
+import type { Operations, Profile } from "../../core/plan/profile.js";
+import type { Layout } from "../../dsl/resolve.js";
+import { allParameters } from "../ir/block.js";
+import type { Module, Node } from "../ir/graph.js";
+import { parameterCounts } from "../ir/parameter.js";
+import { lower, toBlocks } from "../lower.js";
+import { int } from "../ops/definition.js";
+import type { Target } from "../targets/target.js";
+import { liveSets } from "./profile-memory.js";
+import { schedule } from "./profile-schedule.js";
+
+/**
+ * What a layout costs, for any number of rows, tokens, positions and logits. Of equal layers three are lowered and the rest
+ * counted: what a layer does and holds depends on its place only through what earlier ones left behind.
+ */
+export function profileLayout(layout: Layout, target: Target): Profile {
+  const equal = new Map<string, number[]>();
+  layout.layers.forEach((layer, i) => {
+    const key = JSON.stringify(layer);
+    const places = equal.get(key);
+    if (places) places.push(i);
+    else equal.set(key, [i]);
+  });
+  const layers = [...equal.values()].flatMap((places) => places.slice(-3)).sort((a, b) => a - b);
+  const repeated = [...equal.values()].filter((places) => places.length > 3).map((places) => ({ layer: layers.indexOf(places.at(-3) as number), others: places.slice(0, -3) }));
+  const { module } = lower({ ...layout, layers: layers.map((i) => layout.layers[i] as Layout["layers"][number]) }, target, () => "float32");
+
+  const times = (node: Node) => {
+    const layer = /^\/layers\.(\d+)\//.exec(node.name)?.[1];
+    return 1 + (repeated.find((r) => r.layer === Number(layer))?.others.length ?? 0);
+  };
+  const execution = (inline: boolean) => {
+    const order = schedule(module, inline);
+    return { prefill: liveSets(order, { layers, repeated }, "prefill"), decode: liveSets(order, { layers, repeated }, "decode") };
+  };
+  return { bodies: execution(true), kernels: execution(false), operations: operations(module, times), routed: routed(module, times) };
+}
+
+/**
+ * Everything the planner needs of a layout, without writing or reading a file.
+ * `dtype`: storage of matrices; what is not a matrix is float32, as `compile` stores it without a checkpoint.
+ */
+export function planModel(layout: Layout, target: Target, dtype: StorageDtype): PlanModel {
+  const blocks = toBlocks(layout, target);
+  const parameters = allParameters(blocks);
+  return {
+    name: layout.name,
+    vocabSize: layout.vocabSize,
+    dModel: layout.dModel,
+    contextLength: layout.contextLength,
+    parameters: parameterCounts(parameters),
+    weights: parameters.map(({ name, kind, shape, matrix }) => {
+      const stored = matrix ? dtype : "float32";
+      return { name, kind, matrix, dtype: stored, shape, bytes: shape.reduce((a, b) => a * b, bytesPerElement[stored]) };
+    }),
+    tiedEmbeddings: layout.tieEmbeddings,
+    state: blocks.ops.flatMap((op) => op.state),
+    profile: profileLayout(layout, target),
+  };
+}
+
+/** A multiplication and an addition are two operations. */
+function operations({ graph }: Module, times: (node: Node) => number): Operations {
+  const sums = { gemmPerToken: 0, expertsPerToken: 0, gemmPerLogit: 0, scanPerToken: 0 };
+  const attention = new Map<string, { layers: number; perPosition: number; window?: number }>();
+  const extent = (node: Node, input: number, axis: number) => {
+    const dim = node.inputs[input]?.shape[axis];
+    invariant(typeof dim === "number", `${node.name}: axis ${axis} of input ${input} is symbolic`);
+    return dim;
+  };
+  for (const node of graph.nodes) {
+    const repeats = times(node);
+    switch (node.op) {
+      case "Gemm": {
+        const each = repeats * 2 * extent(node, 1, 0) * extent(node, 1, 1);
+        const rows = node.inputs[0]?.shape[0];
+        invariant(rows === "B*T" || rows === "B*L", `${node.name} has ${rows} rows`);
+        sums[rows === "B*T" ? "gemmPerToken" : "gemmPerLogit"] += each;
+        break;
+      }
+      case "ai.layerweave::MoE": {
+        const experts = repeats * int(node.attributes, "top_k") * 6 * extent(node, 2, 0) * extent(node, 2, 1);
+        sums.expertsPerToken += experts;
+        sums.gemmPerToken += experts + repeats * 2 * extent(node, 1, 0) * extent(node, 1, 1);
+        break;
+      }
+      case "ai.layerweave::CausalConv":
+        sums.scanPerToken += repeats * 2 * extent(node, 1, 0) * extent(node, 1, 2);
+        break;
+      case "ai.layerweave::SelectiveScan":
+        // For each element of the state: Δ·A, exp, decay·h, (Δu)·B, their sum, and h·C with its sum.
+        sums.scanPerToken += repeats * 7 * extent(node, 2, 0) * extent(node, 2, 1);
+        break;
+      case "ai.layerweave::CachedAttention": {
+        // q·k and p·v, over every head.
+        const perPosition = 4 * extent(node, 0, 2);
+        const window = int(node.attributes, "window");
+        const key = `${perPosition} ${window}`;
+        attention.set(key, { perPosition, ...(window ? { window } : {}), layers: (attention.get(key)?.layers ?? 0) + repeats });
+        break;
+      }
+    }
+  }
+  return { ...sums, attention: [...attention.values()] };
+}
+
+function routed({ graph }: Module, times: (node: Node) => number): Profile["routed"] {
+  const kinds = new Map<string, Profile["routed"][number]>();
+  for (const node of graph.nodes) {
+    if (node.op !== "ai.layerweave::MoE") continue;
+    const [nExperts, topK] = [int(node.attributes, "n_experts"), int(node.attributes, "top_k")];
+    const key = `${topK}/${nExperts}`;
+    kinds.set(key, { nExperts, topK, layers: (kinds.get(key)?.layers ?? 0) + times(node) });
+  }
+  return [...kinds.values()];
+}

@@ -1,0 +1,85 @@
+import { type Dim, elementCount, mulDims } from "../../core/dim.js";
+import { invariant } from "../../core/diagnostics.js";
+import type { Dtype } from "../../core/dtype.js";
+import type { Graph, Value } from "../ir/graph.js";
+import { int } from "../ops/definition.js";
+import type { Step } from "./profile-schedule.js";
+
+/** A moment within one node: what it holds beside its inputs, and whether its results are there yet. */
+export interface Moment {
+  readonly results: boolean;
+  readonly temporary: readonly Temporary[];
+}
+
+export interface Temporary {
+  readonly elements: Dim;
+  readonly dtype: Dtype;
+}
+
+/** `MLAS_CONV_WORKING_BUFFER_SIZE_PER_THREAD` (mlas/lib/convolve.cpp) in float32 elements; one thread. */
+const convBuffer = 16_384;
+
+/**
+ * The moments of a node. Nodes that aren't named here allocate their results and nothing else; what the named ones allocate was
+ * read off the allocator of ONNX Runtime 1.29's CPU provider, and is held to it by tests. The figures of our own ops, when they
+ * run as one kernel, are the kernels' design.
+ */
+export function moments(step: Step, phase: "prefill" | "decode"): readonly Moment[] {
+  const one = (...temporary: Moment["temporary"]): readonly Moment[] => [{ results: true, temporary }];
+  switch (step.op) {
+    case "Attention": {
+      const [q, k] = [at(step, 0), at(step, 1)]; // [B, H, T, P], [B, G, S, P]
+      const positions = mulDims(q.shape[2] as Dim, k.shape[2] as Dim);
+      const scores = float(mulDims(q.shape[0] as Dim, q.shape[1] as Dim, positions));
+      // The boolean mask is turned into numbers to be added.
+      return one(scores, float(mulDims(q.shape[0] as Dim, positions)));
+    }
+    case "Conv":
+      return phase === "decode" ? one() : one(float(convBuffer));
+    case "Scan":
+      return scan(step, phase);
+    case "ai.layerweave::MoE": {
+      // Grouped products over topK · M gathered rows: the rows, gate and up side by side, and their product.
+      const [x, gate] = [at(step, 0), at(step, 2)]; // [M, D], [F, D]
+      const rows = mulDims(int(step.attributes, "top_k"), x.shape[0] as Dim);
+      const [dFf, dModel] = gate.shape as readonly [Dim, Dim];
+      return one(float(mulDims(rows, dModel)), float(mulDims(2, rows, dFf)), float(mulDims(rows, dFf)));
+    }
+    default:
+      return one();
+  }
+}
+
+/**
+ * Scan (core/providers/cpu/controlflow/scan_9.cc) turns what it scans token first, keeps two copies of the state to alternate
+ * between, gathers its output token first, and turns that back at the end.
+ */
+function scan(step: Step, phase: "prefill" | "decode"): readonly Moment[] {
+  const scanned = int(step.attributes, "num_scan_inputs");
+  const states = step.inputs.length - scanned;
+  const turned = step.inputs.slice(states).map((v) => tensor(v));
+  const state = step.inputs.slice(0, states).map((v) => tensor(v));
+  const copies = phase === "decode" ? [] : [...state, ...state];
+  const outputs = step.outputs.slice(states).map((v) => tensor(v));
+  const body = step.attributes.body as Graph;
+  // Inside a step three tensors as large as the state are alive at once: what is kept, what is added, and the exponent.
+  const large = body.nodes.flatMap((n) => n.outputs).filter((v) => elementCount(v.shape) === state[0]?.elements);
+  const inside = large.slice(0, 3).map((v) => tensor(v));
+  return [
+    { results: false, temporary: [...turned, ...copies, ...inside, ...(phase === "decode" ? [] : outputs)] },
+    { results: true, temporary: [...turned, ...copies, ...outputs] },
+  ];
+}
+
+const float = (elements: Dim): Temporary => ({ elements, dtype: "float32" });
+
+function tensor(value: Value | null): Temporary {
+  invariant(value, "a scan without an input");
+  return { elements: elementCount(value.shape), dtype: value.dtype };
+}
+
+function at(step: Step, index: number): Value {
+  const value = step.inputs[index];
+  invariant(value, `${step.name} has no input ${index}`);
+  return value;
+}

@@ -1,0 +1,105 @@
+import * as z from "zod";
+import { fail } from "../diagnostics.js";
+import { storageDtypes } from "../dtype.js";
+import { planDiagnostics } from "./diagnostics.js";
+
+/** A number and where it is from. */
+const figure = z.strictObject({ value: z.number().positive(), source: z.string().min(1) });
+
+const deviceSchema = z.strictObject({
+  name: z.string().min(1),
+  /** `bodies`: stock ONNX Runtime, our ops as function bodies. `kernels`: our ops as kernels, state updated in place. */
+  execution: z.enum(["bodies", "kernels"]),
+  /** Type of activations, of the KV cache and of conv states. */
+  computeDtype: z.enum(storageDtypes),
+  /** Bytes of the device; null: it differs, and a budget must be given. */
+  memory: figure.nullable(),
+  /** Bytes per second, read and written. */
+  bandwidth: figure,
+  /** Operations per second of matrix products, by element type. */
+  matrixRates: z.partialRecord(z.enum(["float32", "float16", "bfloat16"]), figure),
+  /** Operations per second in float32 outside of matrix units: scans. */
+  vectorRate: figure,
+  /** Bytes the runtime takes before any model. */
+  runtime: figure,
+  /** Bytes each tensor is rounded up to, and how the pool behind them grows. */
+  allocator: z.strictObject({ granularity: figure, growth: z.enum(["exact", "power-of-two"]) }),
+});
+export type Device = z.infer<typeof deviceSchema>;
+
+const gpuAllocator: Device["allocator"] = { granularity: { value: 256, source: "BFCArena::kMinAllocationSize of ONNX Runtime 1.29" }, growth: "exact" };
+
+/** What a process takes on a card before the model: CUDA context, cuBLAS handles and workspaces, the provider's kernels. */
+const cudaFootprint = { value: 0.6e9, source: "estimate until the CUDA backend is measured: CUDA 13 context on sm_90 with cuBLAS handle and workspace" };
+
+const builtIn: readonly Device[] = [
+  {
+    name: "h100-80gb",
+    execution: "kernels",
+    computeDtype: "bfloat16",
+    memory: { value: 80e9, source: "the card's name; it reports 85.5·10⁹ bytes" },
+    bandwidth: { value: 2.99e12, source: "measured device copy, read and written (datasheet: 3.35·10¹²)" },
+    matrixRates: { bfloat16: { value: 782e12, source: "measured 8192³ product (datasheet: 989·10¹²)" }, float16: { value: 782e12, source: "as bfloat16" }, float32: { value: 67e12, source: "datasheet, H100 SXM5" } },
+    vectorRate: { value: 67e12, source: "datasheet, H100 SXM5" },
+    runtime: cudaFootprint,
+    allocator: gpuAllocator,
+  },
+  {
+    name: "h200-141gb",
+    execution: "kernels",
+    computeDtype: "bfloat16",
+    memory: { value: 141e9, source: "the card's name" },
+    bandwidth: { value: 4.8e12, source: "datasheet, H200 SXM" },
+    matrixRates: { bfloat16: { value: 989e12, source: "datasheet, H200 SXM, dense" }, float16: { value: 989e12, source: "datasheet, H200 SXM, dense" }, float32: { value: 67e12, source: "datasheet, H200 SXM" } },
+    vectorRate: { value: 67e12, source: "datasheet, H200 SXM" },
+    runtime: cudaFootprint,
+    allocator: gpuAllocator,
+  },
+  {
+    name: "a100-80gb",
+    execution: "kernels",
+    computeDtype: "bfloat16",
+    memory: { value: 80e9, source: "the card's name" },
+    bandwidth: { value: 2.039e12, source: "datasheet, A100 80GB SXM" },
+    matrixRates: { bfloat16: { value: 312e12, source: "datasheet, A100 SXM, dense" }, float16: { value: 312e12, source: "datasheet, A100 SXM, dense" }, float32: { value: 19.5e12, source: "datasheet, A100 SXM" } },
+    vectorRate: { value: 19.5e12, source: "datasheet, A100 SXM" },
+    runtime: cudaFootprint,
+    allocator: gpuAllocator,
+  },
+  {
+    name: "cpu",
+    execution: "bodies",
+    computeDtype: "float32",
+    memory: null,
+    bandwidth: { value: 20e9, source: "PLACEHOLDER" },
+    matrixRates: { float32: { value: 100e9, source: "PLACEHOLDER" } },
+    vectorRate: { value: 5e9, source: "PLACEHOLDER" },
+    runtime: { value: 60e6, source: "PLACEHOLDER" },
+    allocator: { granularity: { value: 256, source: "BFCArena::kMinAllocationSize of ONNX Runtime 1.29" }, growth: "power-of-two" },
+  },
+];
+
+export const deviceNames: readonly string[] = builtIn.map(({ name }) => name);
+
+/** @throws LayerweaveError `plan/unknown-device` */
+export function deviceNamed(name: string): Device {
+  return builtIn.find((device) => device.name === name) ?? fail(planDiagnostics["unknown-device"], { device: name, known: deviceNames });
+}
+
+/**
+ * A device profile from the text of a JSON file.
+ * @throws LayerweaveError `plan/bad-device-profile` naming everything that is wrong with it, `plan/no-rate`
+ */
+export function parseDevice(text: string, file: string): Device {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    fail(planDiagnostics["bad-device-profile"], { file, problems: [`it is not JSON (${(error as Error).message})`] });
+  }
+  const parsed = deviceSchema.safeParse(json);
+  if (!parsed.success) fail(planDiagnostics["bad-device-profile"], { file, problems: parsed.error.issues.map((issue) => `${issue.path.join(".") || "(root)"}: ${issue.message}`) });
+  const { name, computeDtype, matrixRates } = parsed.data;
+  if (!matrixRates[computeDtype]) fail(planDiagnostics["no-rate"], { device: name, dtype: computeDtype, known: Object.keys(matrixRates) });
+  return parsed.data;
+}

@@ -1,0 +1,253 @@
+import { type Diagnostic, diagnostic, fail } from "../diagnostics.js";
+import { evaluateDim, mulDims } from "../dim.js";
+import { bytesPerElement, type Dtype } from "../dtype.js";
+import type { StateSlot } from "../manifest.js";
+import type { Device } from "./devices.js";
+import { planDiagnostics } from "./diagnostics.js";
+import type { PlanModel } from "./model.js";
+import { type Peak, peakFinder, roundUp } from "./peak.js";
+import { type Roofline, roofline } from "./roofline.js";
+import { checkedCount, formatBytes, formatCount, mostTokens } from "./sizes.js";
+import { cpuCopies, type Quantization, type WeightItem, weightItems } from "./weights.js";
+
+export interface PlanOptions {
+  readonly device: Device;
+  /** Tokens each row's state has room for, and that prefill feeds. */
+  readonly context: number;
+  readonly batch: number;
+  /** Tokens of one prefill run; absent: the whole context at once. */
+  readonly chunk?: number;
+  readonly quantize: Quantization;
+  /** Element type of the KV cache. Default: the device's compute type where our kernels run, else that of the graph. */
+  readonly kvDtype?: Dtype;
+  /** Element type of SSM states. Default: that of the graph. */
+  readonly stateDtype?: Dtype;
+  /** Bytes that may be used. Default: the device's memory. */
+  readonly budget?: number;
+}
+
+export interface PlanBytes {
+  readonly weights: number;
+  readonly kvCache: number;
+  readonly convState: number;
+  readonly ssmState: number;
+  /** A second buffer for every state, where a run can't write into the one it reads. */
+  readonly stateCopies: number;
+  /** Weights that are widened or packed while loading, beyond their stored bytes. */
+  readonly weightCopies: number;
+  /** Results of nodes at the peak. */
+  readonly activations: number;
+  readonly logits: number;
+  /** What kernels need beside inputs and results at the peak. */
+  readonly workspace: number;
+  /** What rounding and pool growth add. */
+  readonly allocator: number;
+  readonly runtime: number;
+  readonly total: number;
+}
+
+/** Something that could be done differently, and what the whole then needs. */
+export interface Relief {
+  readonly change: string;
+  readonly saves: number;
+  readonly total: number;
+  readonly fits: boolean;
+}
+
+export interface Plan {
+  readonly model: string;
+  readonly device: string;
+  readonly context: number;
+  readonly batch: number;
+  readonly chunk: number;
+  readonly quantize: Quantization;
+  readonly parameters: { readonly total: number; readonly active: number };
+  readonly bytes: PlanBytes;
+  readonly weights: readonly WeightItem[];
+  /** The run that fills the cache's last chunk, and the step after it; the larger one counts. */
+  readonly prefill: Peak;
+  readonly decode: Peak;
+  readonly budget: {
+    readonly bytes: number;
+    readonly fits: boolean;
+    /** Largest context at this batch and chunk, 0 when none fits; `mostTokens` when memory sets no limit. */
+    readonly maxContext: number;
+    /** Largest batch at this context, 0 when none fits. */
+    readonly maxBatch: number;
+  };
+  /** Empty when it fits. */
+  readonly reliefs: readonly Relief[];
+  readonly roofline: Roofline;
+}
+
+/**
+ * What a model needs on a device, to the byte where that is decided by the layout.
+ * @throws LayerweaveError `plan/bad-count`, `plan/no-budget`
+ */
+export function plan(model: PlanModel, options: PlanOptions): Plan {
+  const { device, quantize } = options;
+  const context = checkedCount(options.context, "context");
+  const batch = checkedCount(options.batch, "batch");
+  if (options.chunk !== undefined) checkedCount(options.chunk, "chunk");
+  const budget = options.budget ?? device.memory?.value ?? fail(planDiagnostics["no-budget"], { device: device.name });
+
+  const account = accountant(model, options);
+  const { bytes, prefill, decode } = account(context, batch);
+  const fits = bytes.total <= budget;
+  const maxContext = largest(mostTokens, (n) => account(n, batch).bytes.total <= budget);
+  const maxBatch = largest(mostTokens, (n) => account(context, n).bytes.total <= budget);
+  return {
+    model: model.name,
+    device: device.name,
+    context,
+    batch,
+    chunk: Math.min(options.chunk ?? context, context),
+    quantize,
+    parameters: model.parameters,
+    bytes,
+    weights: weightItems(model.weights, quantize),
+    prefill,
+    decode,
+    budget: { bytes: budget, fits, maxContext, maxBatch },
+    reliefs: fits ? [] : reliefs(model, options, bytes.total, budget, { maxContext, maxBatch }),
+    roofline: roofline(model, { ...options, slotBytes: (slot, S) => stateBytes(slot, dtypeOf(slot, options), 1, S) }),
+  };
+}
+
+/** The diagnostic of a plan that does not fit, itemised; undefined when it does. */
+export function overBudget({ model, bytes: { total, ...items }, budget, reliefs }: Plan): Diagnostic | undefined {
+  if (budget.fits) return undefined;
+  const names: Readonly<Record<keyof typeof items, string>> = {
+    weights: "weights",
+    kvCache: "KV cache",
+    convState: "conv state",
+    ssmState: "SSM state",
+    stateCopies: "second state buffers",
+    weightCopies: "converted weights",
+    activations: "activations",
+    logits: "logits",
+    workspace: "kernel workspace",
+    allocator: "allocator rounding",
+    runtime: "runtime",
+  };
+  const listed = (Object.keys(names) as (keyof typeof items)[])
+    .filter((key) => items[key] > 0)
+    .sort((a, b) => items[b] - items[a])
+    .map((key) => `${names[key]} ${formatBytes(items[key])}`);
+  const helping = reliefs.filter(({ fits }) => fits);
+  const gives = helping.length > 0 ? `It fits with ${helping.map(({ change, total: then }) => `${change} (${formatBytes(then)})`).join(", or ")}.` : "No setting makes it fit; take a smaller layout or a larger device.";
+  return diagnostic(planDiagnostics["over-budget"], {
+    model,
+    total: formatBytes(total),
+    budget: formatBytes(budget.bytes),
+    over: formatBytes(total - budget.bytes),
+    items: listed.join(", "),
+    gives,
+  });
+}
+
+type Account = (context: number, batch: number) => { readonly bytes: PlanBytes; readonly prefill: Peak; readonly decode: Peak };
+
+/** The bytes of a model as a function of context and batch, everything else fixed. */
+function accountant(model: PlanModel, options: PlanOptions): Account {
+  const { device, quantize } = options;
+  const execution = model.profile[device.execution];
+  const prefillPeak = peakFinder(execution.prefill);
+  const decodePeak = peakFinder(execution.decode);
+  const weights = weightItems(model.weights, quantize).reduce((sum, item) => sum + item.bytes, 0);
+  const weightCopies = device.execution === "bodies" ? cpuCopies(model) : 0;
+  const granularity = device.allocator.granularity.value;
+  const computeBytes = bytesPerElement[device.computeDtype];
+  return (context, batch) => {
+    const sizes = { B: batch, S: context, L: 1 };
+    const tokens = Math.min(options.chunk ?? context, context);
+    const decode = decodePeak({ ...sizes, T: 1 }, computeBytes, granularity);
+    const prefill = tokens === 1 ? decode : prefillPeak({ ...sizes, T: tokens }, computeBytes, granularity);
+    const peak = prefill.total >= decode.total ? prefill : decode;
+    const state = { key: 0, value: 0, conv_state: 0, ssm_state: 0 };
+    let stateCopies = 0;
+    for (const slot of model.state) {
+      const bytes = stateBytes(slot, dtypeOf(slot, options), batch, context);
+      state[slot.role] += bytes;
+      if (device.execution === "bodies" && slot.update === "swap") stateCopies += bytes;
+    }
+    const parts = {
+      weights,
+      kvCache: state.key + state.value,
+      convState: state.conv_state,
+      ssmState: state.ssm_state,
+      stateCopies,
+      weightCopies,
+      activations: peak.activations,
+      logits: peak.logits,
+      workspace: peak.workspace,
+      allocator: peak.rounding + poolGrowth(peak.total, device),
+      runtime: device.runtime.value,
+    };
+    return { bytes: { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) }, prefill, decode };
+  };
+}
+
+function stateBytes(slot: StateSlot, dtype: Dtype, B: number, S: number): number {
+  return evaluateDim(mulDims(...slot.shape), { B, S }) * bytesPerElement[dtype];
+}
+
+function dtypeOf({ role, dtype }: StateSlot, { device, kvDtype, stateDtype }: PlanOptions): Dtype {
+  if (role === "ssm_state") return stateDtype ?? dtype;
+  const own = device.execution === "kernels" ? device.computeDtype : dtype;
+  return role === "conv_state" ? own : (kvDtype ?? own);
+}
+
+/** First region of ONNX Runtime's arena, each further one twice as large up to 1 GiB (`BFCArena`, kNextPowerOfTwo). */
+const firstRegion = 2 ** 20;
+const largestRegion = 2 ** 30;
+
+/** What a growing pool holds beyond `bytes`. */
+function poolGrowth(bytes: number, { allocator }: Device): number {
+  if (allocator.growth === "exact") return 0;
+  let pool = 0;
+  for (let region = firstRegion; pool < bytes; region *= 2) {
+    if (region >= largestRegion) return pool + roundUp(bytes - pool, largestRegion) - bytes;
+    pool += region;
+  }
+  return pool - bytes;
+}
+
+/** Largest n in 1 … most that holds, for a condition that only ever stops holding; 0 when none does. */
+function largest(most: number, holds: (n: number) => boolean): number {
+  if (!holds(1)) return 0;
+  let [low, high] = [1, 2];
+  while (high <= most && holds(high)) [low, high] = [high, high * 2];
+  high = Math.min(high, most + 1);
+  while (high - low > 1) {
+    const middle = low + Math.floor((high - low) / 2);
+    if (holds(middle)) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+const usualChunk = 8192;
+
+/** What would have to give, alone and together. */
+function reliefs(model: PlanModel, options: PlanOptions, total: number, budget: number, { maxContext, maxBatch }: { maxContext: number; maxBatch: number }): readonly Relief[] {
+  const found: Relief[] = [];
+  const consider = (change: string, other: Partial<PlanOptions>) => {
+    const changed = { ...options, ...other };
+    const then = accountant(model, changed)(changed.context, changed.batch).bytes.total;
+    if (then < total) found.push({ change, saves: total - then, total: then, fits: then <= budget });
+  };
+  const { context, quantize, batch } = options;
+  const chunked = (options.chunk ?? context) > usualChunk && context > usualChunk ? { chunk: usualChunk } : undefined;
+  const chunkText = `prefill in chunks of ${formatCount(usualChunk)} instead of ${formatCount(Math.min(options.chunk ?? context, context))}`;
+  if (chunked) consider(chunkText, chunked);
+  for (const level of ["experts-int8", "int8"] as const) {
+    if (quantize === level || quantize === "int8") continue;
+    const text = level === "int8" ? "int8 linear layers" : "int8 experts and MLPs";
+    consider(text, { quantize: level });
+    if (chunked) consider(`${text}, ${chunkText}`, { quantize: level, ...chunked });
+  }
+  if (maxContext > 0) consider(`a context of at most ${maxContext} tokens`, { context: maxContext });
+  if (maxBatch > 0 && batch > 1) consider(`a batch of at most ${maxBatch}`, { batch: maxBatch });
+  return found;
+}

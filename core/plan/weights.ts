@@ -1,0 +1,84 @@
+import { bytesPerElement, type Dtype } from "../dtype.js";
+import type { WeightKind } from "../manifest.js";
+import type { PlanModel, PlannedWeight } from "./model.js";
+import { roundUp } from "./peak.js";
+
+/** `experts-int8`: experts and dense MLPs (ExpertsInt8 of Jamba-1.5, arXiv 2408.12570). `int8`: every linear layer. */
+export const quantizations = ["none", "experts-int8", "int8"] as const;
+export type Quantization = (typeof quantizations)[number];
+
+export interface WeightItem {
+  readonly kind: WeightKind | "scales";
+  readonly dtype: Dtype;
+  readonly bytes: number;
+  readonly elements: number;
+}
+
+const elementsOf = ({ shape }: PlannedWeight) => shape.reduce((a, b) => a * b, 1);
+
+/** A matrix that only ever multiplies: neither looked up, nor a convolution. */
+function isLinear({ matrix, shape, kind }: PlannedWeight): boolean {
+  return matrix && shape.length === 2 && kind !== "embedding";
+}
+
+/**
+ * Symmetric int8 with one float32 scale per output channel, which is a row of the weight.
+ * Router, norms, A_log, D and dt bias are no matrices to the compiler and stay; the embedding, also as tied output projection, stays too.
+ */
+function isQuantized(weight: PlannedWeight, quantize: Quantization): boolean {
+  return isLinear(weight) && (quantize === "int8" || (quantize === "experts-int8" && (weight.kind === "experts" || weight.kind === "mlp")));
+}
+
+/** Weights by kind and element type, largest first. */
+export function weightItems(weights: readonly PlannedWeight[], quantize: Quantization): readonly WeightItem[] {
+  const items = new Map<string, WeightItem>();
+  const add = (kind: WeightItem["kind"], dtype: Dtype, elements: number) => {
+    const key = `${kind} ${dtype}`;
+    const sum = (items.get(key)?.elements ?? 0) + elements;
+    items.set(key, { kind, dtype, elements: sum, bytes: sum * bytesPerElement[dtype] });
+  };
+  for (const weight of weights) {
+    const quantized = isQuantized(weight, quantize);
+    add(weight.kind, quantized ? "int8" : weight.dtype, elementsOf(weight));
+    if (quantized) add("scales", "float32", weight.shape[0] ?? 0);
+  }
+  return [...items.values()].sort((a, b) => b.bytes - a.bytes);
+}
+
+/** Output channels that MLAS packs together (`MlasGemmPackBSize`). */
+const packedColumns = 16;
+
+/**
+ * What stock ONNX Runtime holds on the CPU beyond the stored bytes: weights that aren't float32 are widened while loading, and
+ * those of matrix products are packed anew, after which their mapped pages are given back, unless something else reads them too.
+ */
+export function cpuCopies({ weights, tiedEmbeddings }: PlanModel): number {
+  let bytes = 0;
+  for (const weight of weights) {
+    const wide = elementsOf(weight) * bytesPerElement.float32;
+    const isTable = weight.kind === "embedding";
+    const [out = 0, inner = 0] = weight.shape;
+    const packed = roundUp(out, packedColumns) * inner * bytesPerElement.float32;
+    if (isTable && tiedEmbeddings) bytes += packed + (weight.dtype === "float32" ? 0 : wide - weight.bytes);
+    else if (isLinear(weight) || weight.kind === "router") bytes += packed - weight.bytes;
+    else if (!isTable) bytes += wide - weight.bytes;
+  }
+  return bytes;
+}
+
+/** Bytes of weights that a step over `tokens` tokens reads: of the embedding only their rows, of experts those that some token chose. */
+export function weightBytesRead(model: PlanModel, quantize: Quantization, tokens: number): number {
+  const shares = expertShare(model, tokens);
+  return model.weights.reduce((sum, weight) => {
+    const quantized = isQuantized(weight, quantize);
+    const bytes = quantized ? elementsOf(weight) + (weight.shape[0] ?? 0) * bytesPerElement.float32 : weight.bytes;
+    if (weight.kind === "embedding") return sum + (model.tiedEmbeddings ? bytes : 0) + (tokens * bytes) / (weight.shape[0] ?? 1);
+    return sum + bytes * (weight.kind === "experts" ? shares : 1);
+  }, 0);
+}
+
+/** Expected share of a layer's experts that `tokens` tokens choose among them, choices independent: 1 - (1 - k/E)^tokens. */
+function expertShare({ profile: { routed } }: PlanModel, tokens: number): number {
+  const layers = routed.reduce((sum, r) => sum + r.layers * r.nExperts, 0);
+  return routed.reduce((sum, { layers: n, nExperts, topK }) => sum + n * nExperts * (1 - (1 - topK / nExperts) ** tokens), 0) / Math.max(layers, 1);
+}
