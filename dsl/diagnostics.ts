@@ -127,6 +127,13 @@ export const dslDiagnostics = catalogue("dsl", {
     help: () => "Llama 3.1 uses lowFreqFactor 1 and highFreqFactor 4.",
     explain: "Between the two factors the scaling is interpolated; they bound a range that must not be empty.",
   }),
+  "yarn-range": define<{ betaFast: number; betaSlow: number; theta: number }>({
+    severity: "error",
+    exitCode: 3,
+    message: ({ betaFast, betaSlow, theta }) => `yarn scaling needs betaFast above betaSlow and theta above 1, not ${betaFast}, ${betaSlow} and ${theta}.`,
+    help: () => "The paper uses betaFast 32 and betaSlow 1, with theta 10000.",
+    explain: "YaRN finds the channels that turn betaFast and betaSlow times over the original context, and interpolates between them; they must bound a range, and channels must turn at different speeds.",
+  }),
   "dt-rank-too-large": define<{ dtRank: number; dInner: number; usual: number }>({
     severity: "error",
     exitCode: 3,

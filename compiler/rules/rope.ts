@@ -19,8 +19,11 @@ export function checkRope(spec: Attention, path: string, found: Diagnostics): vo
     if (scaling.lowFreqFactor >= scaling.highFreqFactor)
       found.report(dslDiagnostics["llama3-frequencies"], { lowFreqFactor: scaling.lowFreqFactor, highFreqFactor: scaling.highFreqFactor }, originOf(scaling, at));
   }
-  if (scaling.kind === "yarn")
+  if (scaling.kind === "yarn") {
     checkPositive(scaling, ["originalContext", "betaFast", "betaSlow", ...(scaling.attentionFactor === undefined ? [] : (["attentionFactor"] as const))], at, found);
+    if (scaling.betaFast <= scaling.betaSlow || position.theta <= 1)
+      found.report(dslDiagnostics["yarn-range"], { betaFast: scaling.betaFast, betaSlow: scaling.betaSlow, theta: position.theta }, originOf(scaling, at));
+  }
 }
 
 /**

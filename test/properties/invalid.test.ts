@@ -75,6 +75,7 @@ const breakages: readonly Breakage[] = [
     value: fc.constantFrom<unknown>("yes", 1, null, undefined),
     spoil: set(field),
   })),
+  { name: "yarn's betas in the wrong order", code: "dsl/yarn-range", applies: (p) => p.kind === "yarn", spoil: (p) => void (p.betaSlow = p.betaFast) },
   { name: "a field that nothing reads", code: "dsl/unknown-field", applies: (p) => "kind" in p, spoil: (p) => void (p.d_model = 64) },
   { name: "blocks is no count", code: "dsl/not-a-count", applies: (p) => "blocks" in p, value: notACount, spoil: set("blocks") },
   { name: "a planned block's layers is no count", code: "dsl/not-a-count", applies: (p) => p.kind === "block" && "mixer" in p, value: notACount, spoil: set("layers") },

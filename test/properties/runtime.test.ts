@@ -8,7 +8,7 @@ import { drawTokens, expectEqualTo, RoutingTies, seed, tolerance } from "./draws
 import { withCompiled } from "./graph-session.js";
 import { validModels } from "./layouts.js";
 
-it("the runtime prefills a ragged batch in chunks and goes on in steps as the float64 evaluator computes", { timeout: 120_000 }, async () => {
+it("the runtime prefills a ragged batch in chunks and goes on in steps as the float64 evaluator computes", { timeout: 300_000 }, async () => {
   const ties = new RoutingTies();
   const drawn = fc.record({
     model: validModels,
