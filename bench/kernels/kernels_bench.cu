@@ -1,0 +1,330 @@
+// Times the kernels and sets each beside its limit on the card it runs on.
+// kernels_bench [--commit HASH] [--date DATE] [--driver VERSION] [--json FILE]
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <string>
+
+#include "causal_conv.cuh"
+#include "device.h"
+#include "selective_scan.cuh"
+
+using namespace layerweave;
+
+namespace {
+
+constexpr int kSamples = 15;
+// Inputs rotate through at least this much memory, several times any L2.
+constexpr size_t kRotatingBytes = size_t{512} << 20;
+
+class Events {
+ public:
+  Events() {
+    CUDA_CHECK(cudaEventCreate(&start_));
+    CUDA_CHECK(cudaEventCreate(&stop_));
+  }
+  ~Events() {
+    CUDA_CHECK(cudaEventDestroy(start_));
+    CUDA_CHECK(cudaEventDestroy(stop_));
+  }
+  Events(const Events&) = delete;
+  Events& operator=(const Events&) = delete;
+
+  /// Milliseconds of what `work` enqueues on the stream.
+  float time(cudaStream_t stream, const std::function<void()>& work) {
+    CUDA_CHECK(cudaEventRecord(start_, stream));
+    work();
+    CUDA_CHECK(cudaEventRecord(stop_, stream));
+    CUDA_CHECK(cudaEventSynchronize(stop_));
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, start_, stop_));
+    return ms;
+  }
+
+ private:
+  cudaEvent_t start_, stop_;
+};
+
+double median(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  return samples[samples.size() / 2];
+}
+
+/// Median milliseconds of one launch, `launch(i)` being the i-th of a rotation.
+/// Launches are replayed as a graph, so that gaps between them are the device's.
+double median_ms(int launches, const std::function<void(int, cudaStream_t)>& launch) {
+  cudaStream_t stream;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  launch(0, stream);
+  CUDA_CHECK(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) launch(i, stream);
+  CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t replay;
+  CUDA_CHECK(cudaGraphInstantiate(&replay, graph, 0));
+  Events events;
+  std::vector<double> samples;
+  for (int i = 0; i < kSamples + 3; ++i) {
+    const float ms = events.time(stream, [&] { CUDA_CHECK(cudaGraphLaunch(replay, stream)); });
+    if (i >= 3) samples.push_back(ms / launches);
+  }
+  CUDA_CHECK(cudaGraphExecDestroy(replay));
+  CUDA_CHECK(cudaGraphDestroy(graph));
+  CUDA_CHECK(cudaStreamDestroy(stream));
+  return median(samples);
+}
+
+__device__ uint32_t hash(uint64_t x) {
+  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdull;
+  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53ull;
+  return static_cast<uint32_t>(x ^ (x >> 33));
+}
+
+template <typename T>
+__global__ void fill_random(T* to, int64_t count, uint64_t seed, float scale, float shift) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    // A sum of four uniforms: near enough to normal for timing.
+    float sum = -2.f;
+    for (uint64_t k = 0; k < 4; ++k) sum += static_cast<float>(hash(seed + 4 * i + k) >> 8) * 0x1p-24f;
+    to[i] = static_cast<T>(sum * 1.7f * scale + shift);
+  }
+}
+
+DeviceBuffer random_buffer(int64_t count, DType dtype, float scale, float shift) {
+  static uint64_t seed = 1;
+  seed += uint64_t{1} << 40;
+  DeviceBuffer buffer(count * size_of(dtype));
+  if (dtype == DType::kFloat32) fill_random<<<1024, 256>>>(static_cast<float*>(buffer.data()), count, seed, scale, shift);
+  if (dtype == DType::kFloat16) fill_random<<<1024, 256>>>(static_cast<__half*>(buffer.data()), count, seed, scale, shift);
+  if (dtype == DType::kBFloat16)
+    fill_random<<<1024, 256>>>(static_cast<__nv_bfloat16*>(buffer.data()), count, seed, scale, shift);
+  CUDA_CHECK(cudaGetLastError());
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return buffer;
+}
+
+/// Bytes read and written per second by the device's own copy.
+double copy_bandwidth() {
+  constexpr size_t kBytes = size_t{2} << 30;
+  DeviceBuffer from = random_buffer(kBytes / 4, DType::kFloat32, 1.f, 0.f);
+  DeviceBuffer to(kBytes);
+  cudaStream_t stream;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  Events events;
+  std::vector<double> samples;
+  for (int i = 0; i < kSamples + 3; ++i) {
+    const float ms = events.time(
+        stream, [&] { CUDA_CHECK(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, stream)); });
+    if (i >= 3) samples.push_back(ms);
+  }
+  CUDA_CHECK(cudaStreamDestroy(stream));
+  return 2.0 * kBytes / (median(samples) * 1e-3);
+}
+
+constexpr int kExpChains = 8;
+constexpr int kExpSteps = 4096;
+
+// Powers of powers of two: sixteen warps a scheduler and eight independent
+// chains a thread leave nothing but the special-function unit to wait for.
+__global__ void exponentials(float* to, float seed) {
+  float x[kExpChains];
+  for (int i = 0; i < kExpChains; ++i) x[i] = seed - static_cast<float>(threadIdx.x + i) * 0x1p-10f;
+  for (int step = 0; step < kExpSteps; ++step)
+#pragma unroll
+    for (int i = 0; i < kExpChains; ++i) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(x[i]));
+  float sum = 0;
+  for (int i = 0; i < kExpChains; ++i) sum += x[i];
+  to[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+/// Exponentials per second.
+double exp_rate(int processors) {
+  constexpr int kBlock = 1024;
+  DeviceBuffer to(size_t{2} * processors * kBlock * sizeof(float));
+  const double ms = median_ms(1, [&](int, cudaStream_t stream) {
+    exponentials<<<2 * processors, kBlock, 0, stream>>>(static_cast<float*>(to.data()), -1.f);
+    CUDA_CHECK(cudaGetLastError());
+  });
+  return 2.0 * processors * kBlock * kExpChains * kExpSteps / (ms * 1e-3);
+}
+
+struct Result {
+  std::string kernel;
+  DType dtype;
+  int64_t batch, tokens, channels;
+  double ms, copy_limit_ms, exp_limit_ms;
+
+  double limit_ms() const { return std::max(copy_limit_ms, exp_limit_ms); }
+};
+
+struct Rates {
+  double copy, exponentials;
+};
+
+Result bench_scan(const Rates& rates, DType dtype, int64_t batch, int64_t tokens, int64_t channels, int64_t states) {
+  const int64_t rows = batch * tokens, dt_rank = 256;
+  const int64_t bc_columns = dt_rank + 2 * states;
+  const size_t size = size_of(dtype);
+  // u, z and y in place; B and C as the projection leaves them.
+  const double bytes = static_cast<double>(rows) * (4 * channels + 2 * states) * size +
+                       static_cast<double>(batch) * channels * states * 8 + static_cast<double>(channels) * states * 4;
+  struct Set {
+    DeviceBuffer uz, delta, bc, y, state;
+  };
+  const int sets = static_cast<int>(std::min<double>(64, std::ceil(kRotatingBytes / bytes) + 1));
+  std::vector<Set> rotation;
+  for (int i = 0; i < sets; ++i)
+    rotation.push_back({random_buffer(rows * 2 * channels, dtype, 1.f, 0.f),
+                        random_buffer(rows * channels, dtype, 1.f, 0.f),
+                        random_buffer(rows * bc_columns, dtype, 1.f, 0.f), DeviceBuffer(rows * channels * size),
+                        random_buffer(batch * channels * states, DType::kFloat32, 1.f, 0.f)});
+  const DeviceBuffer a_log = random_buffer(channels * states, DType::kFloat32, 0.7f, 1.5f);
+  const DeviceBuffer d_skip = random_buffer(channels, DType::kFloat32, 1.f, 0.f);
+  const DeviceBuffer bias = random_buffer(channels, DType::kFloat32, 1.f, -4.f);
+  const int launches = std::max(sets, tokens <= 16 ? 256 : 8);
+  const double ms = median_ms(launches, [&](int i, cudaStream_t stream) {
+    const Set& set = rotation[i % sets];
+    const auto at = [&](const DeviceBuffer& buffer, int64_t offset) {
+      return static_cast<const char*>(buffer.data()) + offset * size;
+    };
+    SelectiveScanParams params{};
+    params.batch = batch;
+    params.tokens = tokens;
+    params.channels = channels;
+    params.states = states;
+    params.u = at(set.uz, 0);
+    params.z = at(set.uz, channels);
+    params.u_row_stride = params.z_row_stride = 2 * channels;
+    params.delta = set.delta.data();
+    params.delta_row_stride = channels;
+    params.b = at(set.bc, dt_rank);
+    params.c = at(set.bc, dt_rank + states);
+    params.b_row_stride = params.c_row_stride = bc_columns;
+    params.y = set.y.data();
+    params.y_row_stride = channels;
+    params.a_log = static_cast<const float*>(a_log.data());
+    params.d_skip = static_cast<const float*>(d_skip.data());
+    params.delta_bias = static_cast<const float*>(bias.data());
+    params.state_in = static_cast<const float*>(set.state.data());
+    params.state_out = static_cast<float*>(set.state.data());
+    CUDA_CHECK(selective_scan(params, dtype, stream));
+  });
+  return {"selective_scan N=" + std::to_string(states), dtype, batch, tokens, channels, ms, bytes / rates.copy * 1e3,
+          static_cast<double>(rows) * channels * states / rates.exponentials * 1e3};
+}
+
+Result bench_conv(const Rates& rates, DType dtype, int64_t batch, int64_t tokens, int64_t channels) {
+  constexpr int64_t kKernel = 4;
+  const int64_t rows = batch * tokens;
+  const size_t size = size_of(dtype);
+  const double bytes = static_cast<double>(2 * rows * channels + batch * channels * (kKernel - 1) * 2 +
+                                           channels * (kKernel + 1)) * size;
+  struct Set {
+    DeviceBuffer xz, y, state;
+  };
+  const int sets = static_cast<int>(std::min<double>(64, std::ceil(kRotatingBytes / bytes) + 1));
+  std::vector<Set> rotation;
+  for (int i = 0; i < sets; ++i)
+    rotation.push_back({random_buffer(rows * 2 * channels, dtype, 1.f, 0.f), DeviceBuffer(rows * channels * size),
+                        random_buffer(batch * channels * (kKernel - 1), dtype, 1.f, 0.f)});
+  const DeviceBuffer weight = random_buffer(channels * kKernel, dtype, 0.5f, 0.f);
+  const DeviceBuffer bias = random_buffer(channels, dtype, 1.f, 0.f);
+  const int launches = std::max(sets, tokens <= 16 ? 256 : 8);
+  const double ms = median_ms(launches, [&](int i, cudaStream_t stream) {
+    const Set& set = rotation[i % sets];
+    CausalConvParams params{};
+    params.batch = batch;
+    params.tokens = tokens;
+    params.channels = channels;
+    params.kernel = kKernel;
+    params.x = set.xz.data();
+    params.x_row_stride = 2 * channels;
+    params.y = set.y.data();
+    params.y_row_stride = channels;
+    params.weight = weight.data();
+    params.bias = bias.data();
+    params.state_in = params.state_out = set.state.data();
+    CUDA_CHECK(causal_conv(params, dtype, stream));
+  });
+  return {"causal_conv K=4", dtype, batch, tokens, channels, ms, bytes / rates.copy * 1e3,
+          static_cast<double>(rows) * channels / rates.exponentials * 1e3};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string commit = "unknown", date = "unknown", driver_version = "unknown", json_path;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string option = argv[i];
+    std::string* const value = option == "--commit"   ? &commit
+                               : option == "--date"   ? &date
+                               : option == "--driver" ? &driver_version
+                               : option == "--json"   ? &json_path
+                                                      : nullptr;
+    if (value == nullptr || i + 1 == argc) {
+      std::fprintf(stderr, "usage: kernels_bench [--commit HASH] [--date DATE] [--driver VERSION] [--json FILE]\n");
+      return 2;
+    }
+    *value = argv[i + 1];
+  }
+  require_device("kernels_bench");
+  cudaDeviceProp card;
+  CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
+  int runtime = 0;
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+
+  const Rates rates{copy_bandwidth(), exp_rate(card.multiProcessorCount)};
+  std::printf("%s: copy %.3f TB/s (read + written), exponentials %.3f T/s\n", card.name, rates.copy * 1e-12,
+              rates.exponentials * 1e-12);
+
+  std::vector<Result> results;
+  constexpr int64_t kChannels = 8192;
+  const DType bf16 = DType::kBFloat16;
+  for (const auto& [batch, tokens] : {std::pair<int64_t, int64_t>{1, 2048}, {4, 2048}, {1, 8192}, {1, 65536}})
+    results.push_back(bench_scan(rates, bf16, batch, tokens, kChannels, 16));
+  results.push_back(bench_scan(rates, DType::kFloat16, 1, 8192, kChannels, 16));
+  results.push_back(bench_scan(rates, DType::kFloat32, 1, 8192, kChannels, 16));
+  for (int64_t states : {8, 32, 64, 128}) results.push_back(bench_scan(rates, bf16, 1, 2048, kChannels, states));
+  for (int64_t channels : {1536, 4096}) results.push_back(bench_scan(rates, bf16, 1, 2048, channels, 16));
+  for (int64_t tokens : {1, 4, 16, 128}) results.push_back(bench_scan(rates, bf16, 1, tokens, kChannels, 16));
+  for (int64_t batch : {4, 16}) results.push_back(bench_scan(rates, bf16, batch, 1, kChannels, 16));
+  for (int64_t tokens : {2048, 8192, 65536}) results.push_back(bench_conv(rates, bf16, 1, tokens, kChannels));
+  results.push_back(bench_conv(rates, DType::kFloat32, 1, 8192, kChannels));
+  for (int64_t batch : {1, 16}) results.push_back(bench_conv(rates, bf16, batch, 1, kChannels));
+
+  std::printf("%-22s %-9s %9s %6s %10s %10s %9s %6s\n", "kernel", "dtype", "B x T", "D", "ms", "copy ms", "exp ms", "limit");
+  for (const Result& r : results) {
+    const std::string size = std::to_string(r.batch) + "x" + std::to_string(r.tokens);
+    std::printf("%-22s %-9s %9s %6lld %10.4f %10.4f %9.4f %5.0f%%\n", r.kernel.c_str(), name_of(r.dtype), size.c_str(),
+                static_cast<long long>(r.channels), r.ms, r.copy_limit_ms, r.exp_limit_ms, 100 * r.limit_ms() / r.ms);
+  }
+
+  std::FILE* const out = json_path.empty() ? stdout : std::fopen(json_path.c_str(), "w");
+  if (out == nullptr) {
+    std::perror(json_path.c_str());
+    return 1;
+  }
+  std::fprintf(out,
+               "{\n  \"card\": \"%s\",\n  \"driver\": \"%s\",\n  \"cuda\": \"%d.%d\",\n"
+               "  \"date\": \"%s\",\n  \"commit\": \"%s\",\n"
+               "  \"copy_bytes_per_s\": %.4g,\n  \"exp2_per_s\": %.4g,\n  \"samples\": %d,\n  \"results\": [\n",
+               card.name, driver_version.c_str(), runtime / 1000, runtime % 1000 / 10, date.c_str(), commit.c_str(),
+               rates.copy, rates.exponentials, kSamples);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    std::fprintf(out,
+                 "    {\"kernel\": \"%s\", \"dtype\": \"%s\", \"batch\": %lld, \"tokens\": %lld, \"channels\": %lld, "
+                 "\"median_ms\": %.5f, \"copy_limit_ms\": %.5f, \"exp_limit_ms\": %.5f, \"fraction_of_limit\": %.3f}%s\n",
+                 r.kernel.c_str(), name_of(r.dtype), static_cast<long long>(r.batch), static_cast<long long>(r.tokens),
+                 static_cast<long long>(r.channels), r.ms, r.copy_limit_ms, r.exp_limit_ms, r.limit_ms() / r.ms,
+                 i + 1 == results.size() ? "" : ",");
+  }
+  std::fprintf(out, "  ]\n}\n");
+  if (out != stdout && std::fclose(out) != 0) {
+    std::perror(json_path.c_str());
+    return 1;
+  }
+  return 0;
+}
