@@ -4,10 +4,14 @@ import { passNames } from "../compiler/lower.js";
 import { producer } from "../compiler/producer.js";
 import { diagnostic, type Diagnostic, InternalError, LayerweaveError } from "../core/diagnostics.js";
 import { storageDtypes } from "../core/dtype.js";
+import { quantizations } from "../core/plan/weights.js";
 import type { CompileCommandOptions } from "./commands/compile.js";
 import type { ImportOptions } from "./commands/import.js";
 import type { InspectOptions } from "./commands/inspect.js";
+import type { PlanCommandOptions } from "./commands/plan.js";
+import type { ReportOptions } from "./commands/report.js";
 import type { RunOptions } from "./commands/run.js";
+import type { SweepOptions } from "./commands/sweep.js";
 import type { VerifyOptions } from "./commands/verify.js";
 import { cliDiagnostics } from "./diagnostics.js";
 import { handleInterrupts, Interrupted } from "./interrupt.js";
@@ -15,6 +19,7 @@ import type { SourceOptions } from "./source.js";
 import { Terminal } from "./terminal.js";
 
 const failure = 1;
+const overBudget = 4;
 const numericalMismatch = 5;
 
 const number = (text: string): number => {
@@ -33,6 +38,18 @@ const listed = (text: string, before: readonly string[] = []): readonly string[]
 
 const source = ["<source>", "layout file (.ts), Hugging Face folder or compiled folder"] as const;
 const allowUnknownKeys = ["--allow-unknown-keys", "report unknown keys of a config.json as warnings"] as const;
+
+/** What every command that plans is told of device and types. */
+const planning = (command: Command): Command =>
+  command
+    .option("--chunk <n>", "tokens of one prefill run (default: 8K on a GPU, 512 on the CPU)")
+    .addOption(new Option("--quantize <what>", "store experts and dense MLPs, or every linear layer, as int8").choices(quantizations).default("none"))
+    .addOption(new Option("--dtype <type>", "matrices as stored (default: the folder's; for a layout, what the device computes in)").choices(storageDtypes))
+    .addOption(new Option("--kv-dtype <type>", "KV cache (default: what the device computes in)").choices(storageDtypes))
+    .addOption(new Option("--state-dtype <type>", "SSM states (default: float32)").choices(storageDtypes))
+    .option("--budget <bytes>", "such as 80GB (10⁹) or 80GiB (2³⁰) (default: the device's memory)")
+    .option("--device <name|file.json>", "profile to plan for", "h100-80gb")
+    .option(...allowUnknownKeys);
 
 /** The command line. Each command is loaded when it is run: most of them need little of what others do. */
 function commandLine(terminal: Terminal): Command {
@@ -53,6 +70,28 @@ function commandLine(terminal: Terminal): Command {
     .option("--all", "show every layer by itself")
     .option(...allowUnknownKeys)
     .action(async (path: string, options: InspectOptions) => (await import("./commands/inspect.js")).inspect(terminal, path, options));
+
+  const sources = ["<source...>", "layout files (.ts), Hugging Face folders or compiled folders"] as const;
+  const contextAndBatch = (command: Command): Command =>
+    command.option("--context <n>", "tokens per sequence, such as 256K (default: the model's context length)").option("--batch <n>", "sequences at once", "1");
+
+  planning(contextAndBatch(command("plan", "say what a model needs in memory and time on a device, and whether it fits").argument(...sources))).action(async (paths: readonly string[], options: PlanCommandOptions) => {
+    if (!(await (await import("./commands/plan.js")).planSources(terminal, paths, options))) process.exitCode = overBudget;
+  });
+
+  planning(contextAndBatch(command("report", "draw layers, memory and cost into one HTML page").argument(...sources)))
+    .requiredOption("-o, --out <file.html>", "page to write; one that is there is replaced")
+    .action(async (paths: readonly string[], options: ReportOptions) => (await import("./commands/report.js")).report(terminal, paths, options));
+
+  planning(
+    command("sweep", "plan a layout for every combination of its knobs")
+      .argument("<layout.ts>", "layout file that exports a function of its knobs, or a model")
+      .addOption(new Option("--knob <name=values>", "a knob and its values, such as nExperts=4,8,16; may be repeated").argParser(listed).default([]))
+      .option("--context <list>", "tokens per sequence, such as 8K,64K,256K (default: the model's context length)")
+      .option("--batch <list>", "sequences at once, such as 1,8", "1")
+      .addOption(new Option("--csv", "print CSV instead of a table").conflicts("json"))
+      .option("--svg <file.svg>", "picture to write; one that is there is replaced"),
+  ).action(async (file: string, options: SweepOptions) => (await import("./commands/sweep.js")).sweep(terminal, file, options));
 
   command("import", "write the layout of a Hugging Face folder as TypeScript")
     .argument("<hf-folder>", "folder with a config.json")
@@ -85,6 +124,9 @@ function commandLine(terminal: Terminal): Command {
     .option("--seed <n>", "repeat the same draws", natural)
     .option("--stop <text>", "end before this text; may be repeated", listed)
     .option("--chunk <n>", "tokens of the prompt fed at once", natural)
+    .option("--context <n>", "tokens to have memory for, such as 8K (default: the model's context length)")
+    .option("--budget <bytes>", "memory that may be used, such as 8GiB (default: what is available)")
+    .option("--force", "run a model that does not fit in the budget")
     .action(async (folder: string, { json: _, ...options }: RunOptions & { readonly json?: boolean }) => (await import("./commands/run.js")).run(terminal, folder, options));
 
   command("verify", "compare a compiled folder with reference logits")

@@ -48,6 +48,11 @@ export async function openSource(path: string, { allowUnknownKeys = false }: Sou
   return fail(cliDiagnostics["source-not-recognised"], { source: path, found: describeFolder(entries) });
 }
 
+/** Whether a checkpoint folder holds weights beside its config. */
+export async function hasWeights(folder: string): Promise<boolean> {
+  return (await readdir(folder)).some((file) => file.includes(".safetensors"));
+}
+
 function describeFolder(entries: readonly Dirent[]): string {
   if (entries.length === 0) return "an empty folder";
   const shown = entries.slice(0, 4).map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));

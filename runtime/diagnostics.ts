@@ -21,6 +21,18 @@ export const runtimeDiagnostics = catalogue("runtime", {
     help: () => "Compile the model again; where a place in the layout is named, start reading there.",
     explain: "The manifest and the files are as they were compiled, yet ONNX Runtime refused the graph. When its message names a node of the graph, the place in the layout that node was lowered from is given.",
   }),
+  "native-unavailable": define<{ reason: string }>({
+    severity: "error",
+    message: ({ reason }) => `The native runtime can't be used: ${reason}.`,
+    help: () => "Build it with `npm rebuild layerweave` (it needs CMake and a C++17 compiler), or load with backend `portable`.",
+    explain: "The native runtime is an addon over the ONNX Runtime library that onnxruntime-node brings, built when the package is installed or taken from a package for the platform. It was asked for by name, so nothing else is used in its place; `auto` would use the portable backend and say so.",
+  }),
+  "state-failed": define<{ problem: string }>({
+    severity: "error",
+    message: ({ problem }) => `The model's state can't be made or copied: ${problem}.`,
+    help: () => "Use fewer sequences at once, and free states and snapshots that are no longer needed.",
+    explain: "The native runtime keeps each state in buffers of its own. When the system has no memory for one, the call fails, and the model and its other states go on as they are.",
+  }),
   "run-failed": define<{ problem: string }>({
     severity: "error",
     message: ({ problem }) => `ONNX Runtime failed while running the model: ${problem}`,
@@ -120,6 +132,31 @@ export const runtimeDiagnostics = catalogue("runtime", {
     message: ({ row, tokens, length }) => `Row ${row} holds ${length} tokens and can't be rewound by ${tokens}.`,
     help: ({ length }) => `Rewind by a whole number of tokens from 0 to ${length}.`,
     explain: "Rewinding drops the last tokens of every row of a state; no row can lose more than it holds.",
+  }),
+  "unknown-row": define<{ row: number; batch: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ row, batch }) => `There is no row ${row} in a state of batch ${batch}.`,
+    help: ({ batch }) => `Name a row from 0 to ${batch - 1}, or make the state with a larger batch.`,
+    explain: "A state holds a fixed number of sequences, its batch size; sequences join and leave by taking over a row.",
+  }),
+  "bad-state-file": define<{ file: string; problem: string }>({
+    severity: "error",
+    message: ({ file, problem }) => `The state in ${file} can't be used: ${problem}.`,
+    help: () => "Feed the tokens again and save the state anew.",
+    explain: "A saved state carries a checksum of its numbers. A file that is truncated or changed is refused as a whole: a wrong state would give wrong text and no error.",
+  }),
+  "other-model-state": define<{ file: string }>({
+    severity: "error",
+    message: ({ file }) => `The state in ${file} was saved by another model, or by this one compiled differently.`,
+    help: () => "Load the model that saved it, or feed the tokens again.",
+    explain: "A state means something only to the weights that made it. A saved state carries a fingerprint of the graph, the layout and the weights' places, types and origins.",
+  }),
+  "state-file-unwritable": define<{ file: string; problem: string }>({
+    severity: "error",
+    message: ({ file, problem }) => `The state can't be written to ${file}: ${problem}.`,
+    help: () => "Name a file in a folder that exists, can be written to and has room.",
+    explain: "The state is written under a temporary name beside the file and renamed when it is complete, so a failure leaves what was there before.",
   }),
   "unknown-slot": define<{ layer: number; role: string; known: readonly string[] }>({
     severity: "error",

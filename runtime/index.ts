@@ -9,8 +9,11 @@
 export { load, type LoadOptions } from "./load.js";
 export type { Model, PrefillOptions } from "./model.js";
 export type { LogitsWanted, Snapshot, State } from "./state.js";
-export type { SlotContent } from "./backends/backend.js";
+export type { BackendChoice, SessionMemory, SlotContent } from "./backends/backend.js";
+export type { BackendName } from "./backends/choose.js";
+export { PrefixCache, type CachedPrefillOptions, type PrefixCacheStats, type PrefixReport } from "./prefix-cache.js";
 export type { Completion, GeneratedToken, GenerateOptions, Generation, GenerationStats, Prompt, StopReason } from "./generate.js";
 export type { SamplingOptions } from "./sampling.js";
 export type { Message, Tokenizer } from "./tokenizer.js";
 export { verify, type Verification } from "./verify.js";
+export { type Diagnostic, LayerweaveError } from "../core/diagnostics.js";

@@ -5,32 +5,68 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { Diagnostics, fail } from "../core/diagnostics.js";
 import { manifestDiagnostics, manifestFile, parseManifest, type Manifest } from "../core/manifest.js";
-import type { Backend } from "./backends/backend.js";
-import { portable } from "./backends/portable.js";
+import { backendNames, chooseBackend, type BackendName } from "./backends/choose.js";
+import { MemoryReservation } from "./budget.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
-import { Model } from "./model.js";
+import { defaultChunk, Model } from "./model.js";
 import { Tokenizer } from "./tokenizer.js";
 
 export interface LoadOptions {
   /** Threads that compute one operator together. Default: as many as this process may use. */
   readonly threads?: number;
+  /** What runs the model. Default `auto`: the native runtime where it is there, else the portable one; `model.backend` says which. */
+  readonly backend?: BackendName;
+  /** Bytes that all models of this process may use together. Default: what was available before the first of them was opened. */
+  readonly budget?: number;
+  /** Tokens that each sequence may grow to, for which memory is reserved. Default: the model's context length. */
+  readonly context?: number;
+  /** Sequences at once for which memory is reserved; a state of more reserves more when it is made. Default 1. */
+  readonly batch?: number;
+  /** Tokens of one prefill run for which memory is reserved. Default 512. */
+  readonly chunk?: number;
+  /** Loads a model that the plan says does not fit; `model.reservation.refusal` then says by how much. */
+  readonly force?: boolean;
 }
 
-const backend: Backend = portable;
+/** Context for which memory is reserved when neither the caller nor the model says one. */
+const usualContext = 8192;
 
 /**
- * Opens a folder that `layerweave compile` wrote, after checking that its files are the ones that were compiled.
+ * Opens a folder that `layerweave compile` wrote, after checking that its files are the ones that were compiled and that
+ * the model fits in memory.
  * @throws LayerweaveError `manifest/…` when the folder is damaged, `runtime/no-weights`, `runtime/bad-tokenizer`,
- *   `runtime/load-failed`, `runtime/unsupported-state`, `runtime/bad-option`
+ *   `runtime/load-failed`, `runtime/unsupported-state`, `runtime/bad-option`, `runtime/native-unavailable`,
+ *   `plan/over-budget`, `plan/bad-count`
  */
-export async function load(folder: string, { threads = availableParallelism() }: LoadOptions = {}): Promise<Model> {
+export async function load(folder: string, options: LoadOptions = {}): Promise<Model> {
+  const { threads = availableParallelism(), backend: wanted = "auto", budget, batch = 1, chunk = defaultChunk, force = false } = options;
   if (!Number.isInteger(threads) || threads < 1) fail(runtimeDiagnostics["bad-option"], { option: "threads", expected: "a positive integer", found: String(threads) });
+  if (!backendNames.includes(wanted)) fail(runtimeDiagnostics["bad-option"], { option: "backend", expected: `one of ${backendNames.join(", ")}`, found: String(wanted) });
+  if (budget !== undefined && !(budget > 0)) fail(runtimeDiagnostics["bad-option"], { option: "budget", expected: "a positive number of bytes", found: String(budget) });
+  const { backend, choice } = chooseBackend(wanted);
   const manifest = await readManifest(folder);
   const absent = manifest.weights.filter((weight) => weight.origin.from === "absent").length;
   if (absent > 0) fail(runtimeDiagnostics["no-weights"], { folder, weights: absent });
   await checkFiles(folder, manifest);
   const tokenizer = manifest.tokenizer && (await Tokenizer.open(folder, manifest.tokenizer));
-  return new Model(folder, manifest, await backend.open({ folder, manifest, threads }), tokenizer);
+  const limited = withContext(manifest, options.context);
+  const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force });
+  try {
+    const session = await backend.open({ folder, manifest, threads });
+    return new Model(folder, limited, session, tokenizer, choice, reservation);
+  } catch (error) {
+    reservation[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** A model for which memory was reserved up to a context takes no longer one. */
+function withContext(manifest: Manifest, context: number | undefined): Manifest {
+  const { contextLength } = manifest.model;
+  if (context === undefined) return manifest;
+  if (contextLength !== null && context > contextLength)
+    fail(runtimeDiagnostics["bad-option"], { option: "context", expected: `at most ${contextLength}, the model's context length`, found: String(context) });
+  return { ...manifest, model: { ...manifest.model, contextLength: context } };
 }
 
 async function readManifest(folder: string): Promise<Manifest> {

@@ -1,14 +1,15 @@
 import { Diagnostics, fail } from "../core/diagnostics.js";
 import type { Manifest } from "../core/manifest.js";
 import { untilAborted } from "./abort.js";
-import type { BackendSession } from "./backends/backend.js";
+import type { BackendChoice, BackendSession, SessionMemory } from "./backends/backend.js";
+import type { MemoryReservation } from "./budget.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import { generateBatch, Generation, type Completion, type GenerateOptions, type Prompt } from "./generate.js";
 import { State, type LogitsWanted, type StateOwner } from "./state.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /** Tokens per run of a prefill, unless the caller says otherwise. */
-const defaultChunk = 512;
+export const defaultChunk = 512;
 
 export interface PrefillOptions {
   /** Tokens of each row fed per run: more is faster, and needs more memory. Default 512. */
@@ -27,13 +28,29 @@ export class Model implements AsyncDisposable, StateOwner {
     readonly session: BackendSession,
     /** null when the folder has none; such a model takes token ids only. */
     readonly tokenizer: Tokenizer | null,
+    readonly backend: BackendChoice,
+    /** Memory that the model was promised; closing the model releases it. */
+    readonly reservation: MemoryReservation,
   ) {}
 
-  /** An empty state for `batch` sequences (default 1). @throws LayerweaveError `runtime/bad-option`, `runtime/closed` */
+  /**
+   * An empty state for `batch` sequences (default 1).
+   * @throws LayerweaveError `runtime/bad-option`, `runtime/closed`; `plan/over-budget` when there is no memory for that many sequences
+   */
   async createState({ batch = 1 }: { readonly batch?: number } = {}): Promise<State> {
     this.#checkOpen();
     if (!Number.isInteger(batch) || batch < 1) fail(runtimeDiagnostics["bad-option"], { option: "batch", expected: "a positive integer", found: String(batch) });
+    this.reservation.cover(batch);
     return State.create(this, batch);
+  }
+
+  /**
+   * The state that `state.save` wrote: of this model as it was compiled, on any backend and machine.
+   * @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/state-failed`, `runtime/closed`
+   */
+  async loadState(file: string): Promise<State> {
+    this.#checkOpen();
+    return State.fromFile(this, file);
   }
 
   /**
@@ -93,10 +110,23 @@ export class Model implements AsyncDisposable, StateOwner {
     return generateBatch(this, prompts, options);
   }
 
+  /**
+   * Bytes the model holds outside JavaScript, now and at most; null on the portable backend, which can't tell.
+   * @throws LayerweaveError `runtime/closed`
+   */
+  async memory(): Promise<SessionMemory | null> {
+    this.#checkOpen();
+    return this.session.memory();
+  }
+
   /** Ends the model once the runs under way are done, and frees its memory. */
   async close(): Promise<void> {
     this.#open = false;
-    await this.session.close();
+    try {
+      await this.session.close();
+    } finally {
+      this.reservation[Symbol.dispose]();
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -1,7 +1,9 @@
 import { fail, invariant, Diagnostics } from "../core/diagnostics.js";
+import { bytesPerElement } from "../core/dtype.js";
 import type { Manifest, StateSlot } from "../core/manifest.js";
 import type { BackendSession, SlotContent, StateId } from "./backends/backend.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
+import { StateFile, writeStateFile } from "./state-file.js";
 
 /** Positions a KV cache starts with room for. */
 const initialCapacity = 256;
@@ -64,6 +66,22 @@ export class State implements AsyncDisposable {
 
   static async create(owner: StateOwner, batch: number): Promise<State> {
     return new State(owner, batch, await owner.session.createState(batch, initialCapacity));
+  }
+
+  /** @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/state-failed`, `runtime/worker-stopped` */
+  static async fromFile(owner: StateOwner, path: string): Promise<State> {
+    await using file = await StateFile.open(path, owner.manifest);
+    const { lengths } = file;
+    const id = await owner.session.createState(lengths.length, Math.max(...lengths, 1));
+    try {
+      for (const slot of owner.manifest.state.keys()) await owner.session.writeState(id, slot, await file.read(slot));
+    } catch (error) {
+      owner.session.releaseState(id);
+      throw error;
+    }
+    const state = new State(owner, lengths.length, id);
+    state.#lengths = lengths;
+    return state;
   }
 
   /** Tokens in the state of each row. */
@@ -148,9 +166,78 @@ export class State implements AsyncDisposable {
       const index = slots.findIndex((slot) => slot.layer === layer && slot.role === role);
       const slot = slots[index];
       if (!slot) fail(runtimeDiagnostics["unknown-slot"], { layer, role, known: slots.map((s) => `${s.layer}.${s.role}`) });
-      const content = await this.owner.session.readState(this.#id, index);
-      const axis = slot.shape.indexOf("S");
-      return axis < 0 ? content : trim(content, axis, this.#lengths);
+      return this.#read(index);
+    });
+  }
+
+  async #read(index: number): Promise<SlotContent> {
+    const content = await this.owner.session.readState(this.#id, index);
+    const axis = this.owner.manifest.state[index]?.shape.indexOf("S") ?? -1;
+    return axis < 0 ? content : trim(content, axis, this.#lengths);
+  }
+
+  /**
+   * Writes the state to a file, from which `model.loadState` makes it again: safetensors, with a checksum of the numbers
+   * and a fingerprint of the model. The file is there whole or not at all.
+   * @throws LayerweaveError `runtime/state-file-unwritable`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
+   */
+  save(file: string): Promise<void> {
+    return this.#inOrder(() => writeStateFile(file, this.owner.manifest, this.#lengths, (slot) => this.#read(slot)));
+  }
+
+  /**
+   * Makes row `row` a copy of row `fromRow` of another state of the same model: so a sequence that was prefilled by
+   * itself joins a running batch. The other state stays as it is. A row that left the batch is fed no tokens, or cleared.
+   * @throws LayerweaveError `runtime/unknown-row`, `runtime/foreign-state`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
+   */
+  setRow(row: number, from: State, fromRow = 0): Promise<void> {
+    // Neither state moves on before both are where they were when this was called. Calls only ever wait for earlier
+    // ones, so two states that copy from each other don't wait in a circle.
+    const ready = from.#queue;
+    const done = this.#inOrder(async () => {
+      await ready;
+      if (from.owner !== this.owner) fail(runtimeDiagnostics["foreign-state"], { what: "state" });
+      if (!from.#open) fail(runtimeDiagnostics.closed, { what: "state" });
+      this.#checkRow(row);
+      from.#checkRow(fromRow);
+      const tokens = from.#lengths[fromRow] ?? 0;
+      await this.owner.session.copyRow(from.#id, fromRow, tokens, this.#id, row);
+      this.#lengths = this.#lengths.with(row, tokens);
+    });
+    if (from !== this) from.#queue = Promise.allSettled([ready, done]);
+    return done;
+  }
+
+  /**
+   * Empties row `row`, so that another sequence can begin there.
+   * @throws LayerweaveError `runtime/unknown-row`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
+   */
+  async clearRow(row: number): Promise<void> {
+    await using empty = await State.create(this.owner, 1);
+    await this.setRow(row, empty);
+  }
+
+  /** Bytes that `compactSnapshot` would take now. */
+  get compactBytes(): number {
+    const positions = Math.max(...this.#lengths, 1);
+    const bytes = this.owner.manifest.state.map(({ shape, dtype }) =>
+      shape.reduce<number>((n, d) => n * (d === "B" ? this.batch : d === "S" ? positions : Number(d)), bytesPerElement[dtype]),
+    );
+    return bytes.reduce((sum, n) => sum + n, 0);
+  }
+
+  /** A snapshot that keeps room only for the tokens it holds, and shares nothing. */
+  async compactSnapshot(): Promise<Snapshot> {
+    return this.#inOrder(async () => {
+      const { session } = this.owner;
+      const copy = await session.createState(this.batch, Math.max(...this.#lengths, 1));
+      try {
+        for (const [row, tokens] of this.#lengths.entries()) await session.copyRow(this.#id, row, tokens, copy, row);
+      } catch (error) {
+        session.releaseState(copy);
+        throw error;
+      }
+      return new Snapshot(this.owner, copy, this.#lengths);
     });
   }
 
@@ -159,6 +246,10 @@ export class State implements AsyncDisposable {
     if (!this.#open) return;
     this.#open = false;
     this.owner.session.releaseState(this.#id);
+  }
+
+  #checkRow(row: number): void {
+    if (!Number.isInteger(row) || row < 0 || row >= this.batch) fail(runtimeDiagnostics["unknown-row"], { row, batch: this.batch });
   }
 
   #inOrder<T>(work: () => Promise<T>): Promise<T> {

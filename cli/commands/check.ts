@@ -1,4 +1,3 @@
-import { readdir } from "node:fs/promises";
 import type { ImportedCheckpoint } from "../../compiler/importers/index.js";
 import { allParameters } from "../../compiler/ir/block.js";
 import { toBlocks } from "../../compiler/lower.js";
@@ -9,7 +8,7 @@ import type { Diagnostic } from "../../core/diagnostics.js";
 import type { Layout } from "../../dsl/resolve.js";
 import { costOf } from "../cost.js";
 import { formatCount } from "../format.js";
-import { openSource, type SourceOptions } from "../source.js";
+import { hasWeights, openSource, type SourceOptions } from "../source.js";
 import type { Terminal } from "../terminal.js";
 
 /** Reports everything that is wrong with a layout and, in a checkpoint, with its tensors; or what it is when nothing is. */
@@ -27,7 +26,7 @@ export async function check(terminal: Terminal, path: string, options: SourceOpt
 
 /** Finds every parameter among the tensors of a checkpoint; undefined for a folder with a config alone. */
 async function checkWeights({ folder, importer }: ImportedCheckpoint, layout: Layout): Promise<{ readonly tensors: number; readonly warnings: readonly Diagnostic[] } | undefined> {
-  if (!(await readdir(folder)).some((file) => file.includes(".safetensors"))) return undefined;
+  if (!(await hasWeights(folder))) return undefined;
   const checkpoint = await openSafetensors(folder);
   const { warnings } = bindCheckpoint(allParameters(toBlocks(layout, portable)), checkpoint, importer, layout);
   return { tensors: checkpoint.tensors.size, warnings };

@@ -1,5 +1,6 @@
 import { text as readAll } from "node:stream/consumers";
 import { fail, invariant } from "../../core/diagnostics.js";
+import { parseBytes, parseCount } from "../../core/plan/sizes.js";
 import { type GenerateOptions, type GenerationStats, load, type Prompt } from "../../runtime/index.js";
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
@@ -12,14 +13,29 @@ export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenI
   readonly tokenIds?: readonly number[];
   /** Wraps the prompt in the model's chat template, as one user message. */
   readonly chat?: boolean;
+  /** Tokens to have memory for; the model's context length when absent. */
+  readonly context?: string;
+  readonly budget?: string;
+  /** Runs the model although the plan says that it does not fit. */
+  readonly force?: boolean;
 }
 
 /** Continues a prompt: the new text on standard output as it is made, speed and memory on standard error. */
-export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, ...options }: RunOptions): Promise<void> {
+export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, ...options }: RunOptions): Promise<void> {
   const given = tokenIds ?? (await readPrompt(prompt));
   terminal.status(`loading ${folder}`);
-  await using model = await load(folder);
+  await using model = await load(folder, {
+    force,
+    ...(options.chunk === undefined ? {} : { chunk: options.chunk }),
+    ...(context === undefined ? {} : { context: parseCount(context, "--context") }),
+    ...(budget === undefined ? {} : { budget: parseBytes(budget, "--budget") }),
+  });
   terminal.clearStatus();
+  const { refusal } = model.reservation;
+  if (refusal) {
+    terminal.report([{ ...refusal, severity: "warning" }]);
+    terminal.note("Running it all the same (--force).");
+  }
   const asked: Prompt = chat && typeof given === "string" ? [{ role: "user", content: given }] : given;
   const generated: number[] = [];
   let text = "";
@@ -62,6 +78,8 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     prefillTokensPerSecond: speed.prefill,
     decodeTokensPerSecond: speed.decode,
     peakMemoryBytes,
+    reservedBytes: model.reservation.plan.bytes.total,
+    warnings: refusal ? [refusal] : [],
   });
 }
 

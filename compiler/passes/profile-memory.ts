@@ -6,8 +6,6 @@ import type { Value } from "../ir/graph.js";
 import type { Routing, Schedule, Step } from "./profile-schedule.js";
 import { moments, type Temporary } from "./profile-workspace.js";
 
-type Tensors = LiveSet["tensors"][number];
-
 /** Nodes whose result is their input under another shape (`KernelDefBuilder::Alias`). */
 const aliasing = new Set(["Reshape", "Unsqueeze", "Squeeze"]);
 
@@ -37,14 +35,17 @@ export interface Shortened {
 export function liveSets({ steps, resident, outputs, routings }: Schedule, { layers, repeated }: Shortened, phase: "prefill" | "decode"): LiveSet[] {
   const buffers = assignBuffers(steps, resident, new Set(outputs.map((v) => v.name)));
   const of = (name: string) => buffers.get(name) ?? name;
-  const names = steps.map((step) => [...new Set([...readBy(step), ...step.outputs.map((v) => v.name)].map(of))]);
   const callers = new Set(outputs.filter((v) => v.name !== "logits").map((v) => v.name));
   const lastUse = new Map<string, number>();
-  names.forEach((used, i) => {
-    for (const name of used) lastUse.set(name, i);
+  steps.forEach((step, i) => {
+    for (const name of readBy(step)) lastUse.set(of(name), i);
+    for (const { name } of step.outputs) lastUse.set(of(name), i);
   });
+  const freed = steps.map((): string[] => []);
+  for (const [name, i] of lastUse) if (name !== "logits") freed[i]?.push(name);
   const alive = new Map<string, Held>();
-  const madeBy = steps.map((step) => step.outputs.filter((v) => of(v.name) === v.name && !callers.has(v.name)).map((v) => [v.name, heldBy(v)] as const));
+  const tensors = new Tensors();
+  const madeBy = steps.map((step) => step.outputs.filter((v) => of(v.name) === v.name && !callers.has(v.name)).map((v) => [v.name, tensors.result(v)] as const));
   const ends = layers.map((_, layer) => steps.findLastIndex((s) => s.op === "Add" && s.name.startsWith(`/layers.${layer}/`) && s.name.endsWith("_residual")));
   const twins = new Map<string, Repeated>();
   for (const twin of repeated)
@@ -54,7 +55,7 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
       for (const [name] of madeBy[i] ?? []) if ((lastUse.get(name) ?? 0) > end && !step.outputs.some((v) => isShapeVector(step, v))) twins.set(name, twin);
     });
 
-  const held = new Holdings(routings, phase === "decode");
+  const held = new Holdings(routings, new Basis(phase === "decode"));
   const frontier = new Frontier();
   const heldOf = new Map(madeBy.flat());
   let layer = -1;
@@ -65,8 +66,9 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
     }
     const made = (madeBy[i] ?? []).filter(([name]) => !alive.has(name));
     for (const moment of moments(step, phase)) {
-      const during = [...(moment.results ? made.map(([, tensor]) => tensor) : []), ...moment.temporary.map(temporary)];
-      if (during.length === 0) continue;
+      // Without anything freed or only needed meanwhile, the next moment holds all that this one does.
+      if (freed[i]?.length === 0 && moment.temporary.length === 0 && i + 1 < steps.length) continue;
+      const during = [...(moment.results ? made.map(([, tensor]) => tensor) : []), ...moment.temporary.map((t) => tensors.temporary(t))];
       for (const tensor of during) held.change(tensor, 1);
       frontier.add(step.name, held);
       for (const tensor of during) held.change(tensor, -1);
@@ -75,33 +77,41 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
       alive.set(name, tensor);
       held.change(tensor, 1);
     }
-    for (const name of names[i] ?? []) {
-      const tensor = lastUse.get(name) === i && name !== "logits" ? alive.get(name) : undefined;
+    for (const name of freed[i] ?? []) {
+      const tensor = alive.get(name);
       if (!tensor) continue;
       alive.delete(name);
       held.change(tensor, -1 - (twins.get(name)?.others.length ?? 0));
     }
   });
-  return frontier.sets.map(({ at, tensors }) => ({ at: at.replace(/^\/layers\.(\d+)/, (_, number) => `/layers.${layers[Number(number)]}`), tensors }));
+  return frontier.sets.map(({ at, tensors: held }) => ({ at: at.replace(/^\/layers\.(\d+)/, (_, number) => `/layers.${layers[Number(number)]}`), tensors: held }));
 }
 
-/** Equal tensors are one object, so that they are counted without being compared. */
-const known = new Map<string, Held>();
+/** Equal tensors as one object, so that they are counted without being compared. */
+class Tensors {
+  readonly #known = new Map<string, Held>();
 
-function heldBy({ name, shape, dtype }: Value): Held {
-  const use = name === "logits" ? "logits" : "activation";
-  return one(`${shape.join()} ${dtype} ${use}`, () => ({ elements: elementCount(shape), dtype, use }));
+  result({ name, shape, dtype }: Value): Held {
+    const use = name === "logits" ? "logits" : "activation";
+    return this.#one(`${shape.join()} ${dtype} ${use}`, () => ({ elements: elementCount(shape), dtype, use }));
+  }
+
+  temporary({ elements, dtype }: Temporary): Held {
+    return this.#one(`${elements} ${dtype}`, () => ({ elements, dtype, use: "workspace" }));
+  }
+
+  #one(key: string, make: () => Held): Held {
+    const held = this.#known.get(key) ?? make();
+    this.#known.set(key, held);
+    return held;
+  }
 }
 
-const temporary = ({ elements, dtype }: Temporary) => one(`${elements} ${dtype}`, () => ({ elements, dtype, use: "workspace" }));
-
-function one(key: string, make: () => Held): Held {
-  const held = known.get(key) ?? make();
-  known.set(key, held);
-  return held;
+function readBy({ inputs, captured }: Step): readonly string[] {
+  const names = [...captured];
+  for (const v of inputs) if (v && !v.constant) names.push(v.name);
+  return names;
 }
-
-const readBy = (step: Step): readonly string[] => [...step.inputs.flatMap((v) => (v && !v.constant ? [v.name] : [])), ...step.captured];
 
 /** Value → the value in whose buffer it lies, where that is another. */
 function assignBuffers(steps: readonly Step[], resident: ReadonlySet<string>, outputs: ReadonlySet<string>): ReadonlyMap<string, string> {
@@ -136,7 +146,7 @@ const isShapeVector = ({ op }: Step, { dtype, shape }: Value) => (op === "Shape"
 interface Held {
   readonly elements: Dim;
   readonly dtype: Dtype;
-  readonly use: Tensors["use"];
+  readonly use: LiveSet["tensors"][number]["use"];
 }
 
 /** A kind of tensor that may be alive several times. Rows of experts are kept apart, by row. */
@@ -156,9 +166,9 @@ class Holdings {
 
   constructor(
     routings: readonly Routing[],
-    private readonly oneToken: boolean,
+    private readonly basis: Basis,
   ) {
-    this.#bytes = new Polynomial(oneToken ? 1 : 2);
+    this.#bytes = new Polynomial(basis);
     this.#experts = new Map(routings.flatMap((r) => r.experts.map((extent) => [extent, r] as const)));
   }
 
@@ -166,7 +176,7 @@ class Holdings {
     const kind = this.#kind(held);
     kind.count += by;
     if (!kind.expert) {
-      this.#bytes.add(this.#dim(held.elements), held.dtype, by);
+      this.#bytes.add(this.basis.dim(held.elements), held.dtype, by);
       return;
     }
     const { extent, bytesPerRow } = kind.expert;
@@ -189,7 +199,7 @@ class Holdings {
   tensors(): LiveSet["tensors"] {
     const common = ({ held: { dtype, use }, count }: Kind) => ({ count, dtype: typeName(dtype), use });
     return [
-      ...[...this.#kinds.values()].filter((kind) => kind.count > 0 && !kind.expert).map((kind) => ({ ...common(kind), elements: this.#dim(kind.held.elements) })),
+      ...[...this.#kinds.values()].filter((kind) => kind.count > 0 && !kind.expert).map((kind) => ({ ...common(kind), elements: this.basis.dim(kind.held.elements) })),
       ...this.#bounds().map(({ kind, most, spread }) => ({ ...common(kind), elements: most, spread })),
     ];
   }
@@ -199,9 +209,16 @@ class Holdings {
    * spread evenly, each expert gets topK · M / E.
    */
   #bounds(): { kind: Kind; most: Dim; spread: Dim }[] {
+    const heaviest = new Map<Routing, Dim[]>();
+    for (const { expert } of this.#routed) if (expert && !heaviest.has(expert.routing)) heaviest.set(expert.routing, this.#heaviest(expert.routing));
+    const bounds: { kind: Kind; most: Dim; spread: Dim }[] = [];
+    for (const kind of this.#routed) if (kind.expert) bounds.push({ kind, most: heaviest.get(kind.expert.routing)?.includes(kind.expert.extent) ? kind.expert.most : 0, spread: kind.expert.spread });
+    return bounds;
+  }
+
+  #heaviest({ experts, topK }: Routing): Dim[] {
     const perRow = (extent: Dim) => this.#perRow.get(extent) ?? 0;
-    const heaviest = new Set([...new Set([...this.#routed].map(({ expert }) => expert?.routing))].flatMap((routing) => [...(routing?.experts ?? [])].sort((a, b) => perRow(b) - perRow(a)).slice(0, routing?.topK)));
-    return [...this.#routed].flatMap((kind) => (kind.expert ? [{ kind, most: heaviest.has(kind.expert.extent) ? kind.expert.most : 0, spread: kind.expert.spread }] : []));
+    return experts.filter((extent) => perRow(extent) > 0).sort((a, b) => perRow(b) - perRow(a)).slice(0, topK);
   }
 
   #kind(held: Held): Kind {
@@ -221,13 +238,9 @@ class Holdings {
       routing,
       extent,
       bytesPerRow: perRow * bytesPerElement[dtype],
-      most: this.#dim(mulDims(perRow, routing.rows)),
-      spread: this.#dim(mulDims((perRow * routing.topK) / routing.experts.length, routing.rows)),
+      most: this.basis.dim(mulDims(perRow, routing.rows)),
+      spread: this.basis.dim(mulDims((perRow * routing.topK) / routing.experts.length, routing.rows)),
     };
-  }
-
-  #dim(elements: Dim): Dim {
-    return this.oneToken ? withOneToken(elements) : elements;
   }
 }
 
@@ -247,18 +260,65 @@ class Frontier {
   }
 }
 
+interface Term {
+  readonly slot: number;
+  readonly coefficient: number;
+}
+
 /**
- * Bytes as a polynomial over what B, T, S and L have beyond their least values (B = 1 + b, T = least + t, S = T + s, L = l), so that
- * one is at least another for all sizes when each of its coefficients is. Kept for activations of 4 and of 2 bytes.
+ * Dimensions written in what B, T, S and L have beyond their least values (B = 1 + b, T = least + t, S = T + s, L = l), so that
+ * one is at least another for all sizes when each of its coefficients is. For a single token, T is 1.
  */
+class Basis {
+  readonly #slots = new Map<string, number>();
+  readonly #terms = new Map<Dim, readonly Term[]>();
+  readonly #dims = new Map<Dim, Dim>();
+  readonly #beyond: Readonly<Record<string, Dim>>;
+
+  constructor(private readonly oneToken: boolean) {
+    const tokens = oneToken ? 1 : addDims("t", 2);
+    this.#beyond = { B: addDims("b", 1), T: tokens, S: addDims("s", tokens), L: "l" };
+  }
+
+  terms(elements: Dim): readonly Term[] {
+    let terms = this.#terms.get(elements);
+    if (!terms) {
+      terms = termsOf(this.#substituted(elements, this.#beyond)).map(({ coefficient, symbols }) => ({ slot: this.#slot(symbols.join("*")), coefficient }));
+      this.#terms.set(elements, terms);
+    }
+    return terms;
+  }
+
+  /** A dimension as it is for this many tokens. */
+  dim(elements: Dim): Dim {
+    if (!this.oneToken) return elements;
+    const dim = this.#dims.get(elements) ?? this.#substituted(elements, { T: 1 });
+    this.#dims.set(elements, dim);
+    return dim;
+  }
+
+  #substituted(elements: Dim, values: Readonly<Record<string, Dim>>): Dim {
+    return termsOf(elements)
+      .map(({ coefficient, symbols }) => mulDims(coefficient, ...symbols.map((symbol) => values[symbol] ?? symbol)))
+      .reduce(addDims, 0);
+  }
+
+  #slot(symbols: string): number {
+    const slot = this.#slots.get(symbols) ?? this.#slots.size;
+    this.#slots.set(symbols, slot);
+    return slot;
+  }
+}
+
+/** Bytes as a polynomial, for activations of 4 and of 2 bytes. */
 class Polynomial {
   #coefficients: number[] = [];
 
-  constructor(private readonly fewestTokens: number) {}
+  constructor(private readonly basis: Basis) {}
 
   add(elements: Dim, dtype: Dtype, times: number): void {
     const size = bytesPerElement[dtype];
-    for (const { slot, coefficient } of shifted(elements, this.fewestTokens)) {
+    for (const { slot, coefficient } of this.basis.terms(elements)) {
       this.#coefficients[2 * slot] = (this.#coefficients[2 * slot] ?? 0) + coefficient * size * times;
       this.#coefficients[2 * slot + 1] = (this.#coefficients[2 * slot + 1] ?? 0) + coefficient * (dtype === "float32" ? 2 : size) * times;
     }
@@ -271,48 +331,11 @@ class Polynomial {
   }
 
   copy(): Polynomial {
-    const copy = new Polynomial(this.fewestTokens);
+    const copy = new Polynomial(this.basis);
     copy.#coefficients = [...this.#coefficients];
     return copy;
   }
 }
 
-const slots = new Map<string, number>();
-const shiftedDims = [new Map<Dim, readonly Slot[]>(), new Map<Dim, readonly Slot[]>(), new Map<Dim, readonly Slot[]>()];
-
-interface Slot {
-  readonly slot: number;
-  readonly coefficient: number;
-}
-
-function shifted(elements: Dim, fewestTokens: number): readonly Slot[] {
-  const known = shiftedDims[fewestTokens]?.get(elements);
-  if (known) return known;
-  const beyond: Readonly<Record<string, Dim>> = { B: "b + 1", T: addDims("t", fewestTokens), S: addDims("s + t", fewestTokens), L: "l" };
-  const moved = termsOf(elements)
-    .map(({ coefficient, symbols }) => mulDims(coefficient, ...symbols.map((symbol) => beyond[symbol] as Dim)))
-    .reduce(addDims, 0);
-  const result = termsOf(moved).map(({ coefficient, symbols }) => {
-    const name = symbols.join("*");
-    const slot = slots.get(name) ?? slots.size;
-    slots.set(name, slot);
-    return { slot, coefficient };
-  });
-  shiftedDims[fewestTokens]?.set(elements, result);
-  return result;
-}
-
 /** All float32 in the graph is of the compute type; state, which is not, lies outside. */
-const typeName = (dtype: Dtype): Tensors["dtype"] => (dtype === "float32" ? "compute" : dtype);
-
-const oneTokenDims = new Map<Dim, Dim>();
-
-function withOneToken(elements: Dim): Dim {
-  const known = oneTokenDims.get(elements);
-  if (known !== undefined) return known;
-  const dim = termsOf(elements)
-    .map(({ coefficient, symbols }) => mulDims(coefficient, ...symbols.filter((symbol) => symbol !== "T")))
-    .reduce(addDims, 0);
-  oneTokenDims.set(elements, dim);
-  return dim;
-}
+const typeName = (dtype: Dtype): LiveSet["tensors"][number]["dtype"] => (dtype === "float32" ? "compute" : dtype);

@@ -32,11 +32,28 @@ export function profileLayout(layout: Layout, target: Target): Profile {
     const layer = /^\/layers\.(\d+)\//.exec(node.name)?.[1];
     return 1 + (repeated.find((r) => r.layer === Number(layer))?.others.length ?? 0);
   };
-  const execution = (inline: boolean) => {
-    const order = schedule(module, inline);
-    return { prefill: liveSets(order, { layers, repeated }, "prefill"), decode: liveSets(order, { layers, repeated }, "decode") };
+  const execution = (inline: boolean) =>
+    once(() => {
+      const order = schedule(module, inline);
+      return { prefill: liveSets(order, { layers, repeated }, "prefill"), decode: liveSets(order, { layers, repeated }, "decode") };
+    });
+  const [bodies, kernels] = [execution(true), execution(false)];
+  // A sweep over layouts asks for one of the two.
+  return {
+    get bodies() {
+      return bodies();
+    },
+    get kernels() {
+      return kernels();
+    },
+    operations: operations(module, times),
+    routed: routed(module, times),
   };
-  return { bodies: execution(true), kernels: execution(false), operations: operations(module, times), routed: routed(module, times) };
+}
+
+function once<T>(make: () => T): () => T {
+  let made: T | undefined;
+  return () => (made ??= make());
 }
 
 /**

@@ -45,10 +45,9 @@ export function schedule(module: Module, inline: boolean): Schedule {
   const outputs = new Set(graph.outputs.map((v) => v.name));
   const routings: Routing[] = [];
   let steps = inline ? inlined(module, routings) : graph.nodes.map((node, index) => step(node, index));
-  steps = foldConstants(steps, resident, new Set(graph.weights.map(({ value }) => value.name)));
+  steps = foldConstants(steps, resident, graph.weights.map(({ value }) => value.name));
   steps = shareEqual(inOrder(steps), outputs);
-  steps = shapeBeforeTranspose(inOrder(steps));
-  steps = fuseQuickGelu(inOrder(steps));
+  steps = fuseQuickGelu(shapeBeforeTranspose(inOrder(steps)));
   return { steps: inOrder(steps), resident, outputs: graph.outputs, routings };
 }
 
@@ -103,14 +102,17 @@ function instantiate({ inputNames, body }: FunctionBody, call: Node): readonly N
 }
 
 /** What depends on weights and constants alone is computed while loading. */
-function foldConstants(steps: readonly Step[], resident: Set<string>, known: Set<string>): Step[] {
-  return [...steps]
-    .sort((a, b) => a.index - b.index)
-    .filter(({ inputs, captured, outputs }) => {
-      const constant = captured.length === 0 && inputs.every((v) => !v || v.constant || known.has(v.name));
-      if (constant) for (const { name } of outputs) known.add(name) && resident.add(name);
-      return !constant;
-    });
+function foldConstants(steps: readonly Step[], resident: Set<string>, weights: readonly string[]): Step[] {
+  const known = new Set(weights);
+  return steps.filter(({ inputs, captured, outputs }) => {
+    const constant = captured.length === 0 && inputs.every((v) => !v || v.constant || known.has(v.name));
+    if (constant)
+      for (const { name } of outputs) {
+        known.add(name);
+        resident.add(name);
+      }
+    return !constant;
+  });
 }
 
 /** Equal nodes are computed once: the first in order stays (`CommonSubexpressionElimination`). */
@@ -119,14 +121,18 @@ function shareEqual(steps: readonly Step[], outputs: ReadonlySet<string>): Step[
   const renamed = new Map<string, Value>();
   const kept: Step[] = [];
   for (const original of steps) {
-    const current = { ...original, inputs: original.inputs.map((v) => v && (renamed.get(v.name) ?? v)) };
-    const key = JSON.stringify([current.op, current.inputs.map((v) => v?.name ?? null), current.attributes]);
+    const current = original.inputs.some((v) => v && renamed.has(v.name)) ? { ...original, inputs: original.inputs.map((v) => v && (renamed.get(v.name) ?? v)) } : original;
+    if (current.captured.length > 0 || current.outputs.some((v) => outputs.has(v.name))) {
+      kept.push(current);
+      continue;
+    }
+    const key = `${current.op} ${current.inputs.map((v) => v?.name ?? "").join()} ${Object.keys(current.attributes).length > 0 ? JSON.stringify(current.attributes) : ""}`;
     const same = first.get(key);
-    if (same && same.outputs.length === current.outputs.length && !current.outputs.some((v) => outputs.has(v.name))) {
+    if (same) {
       current.outputs.forEach((v, i) => renamed.set(v.name, same.outputs[i] as Value));
       continue;
     }
-    if (!same && current.captured.length === 0) first.set(key, current);
+    first.set(key, current);
     kept.push(current);
   }
   return kept;
@@ -174,13 +180,26 @@ function producersOf(steps: readonly Step[]): ReadonlyMap<string, Step> {
 }
 
 function inOrder(steps: readonly Step[]): Step[] {
-  const position = new Map(steps.flatMap((s, i) => s.outputs.map((v) => [v.name, i] as const)));
-  const known = (i: number | undefined): readonly number[] => (i === undefined ? [] : [i]);
+  const position = new Map<string, number>();
+  steps.forEach((s, i) => {
+    for (const v of s.outputs) position.set(v.name, i);
+  });
   const byIndex = (a: number, b: number) => (steps[a] as Step).index - (steps[b] as Step).index;
-  const sources = steps.map(({ inputs, captured }) => [...inputs.flatMap((v) => (v && !v.constant ? known(position.get(v.name)) : [])), ...captured.flatMap((name) => known(position.get(name)))].sort(byIndex));
-  const read = new Set(sources.flat());
+  const read = new Uint8Array(steps.length);
+  const sources = steps.map(({ inputs, captured }) => {
+    const found: number[] = [];
+    const add = (name: string) => {
+      const at = position.get(name);
+      if (at === undefined) return;
+      read[at] = 1;
+      found.push(at);
+    };
+    for (const v of inputs) if (v && !v.constant) add(v.name);
+    captured.forEach(add);
+    return found.length > 1 ? found.sort(byIndex) : found;
+  });
   // A step is on the stack once to be entered, and then, as its complement, to be left.
-  const stack = steps.flatMap((_, i) => (read.has(i) ? [] : [i])).sort(byIndex);
+  const stack = steps.flatMap((_, i) => (read[i] ? [] : [i])).sort(byIndex);
   const visited = new Uint8Array(steps.length);
   const order: Step[] = [];
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {

@@ -110,7 +110,7 @@ export function plan(model: PlanModel, options: PlanOptions): Plan {
     decode,
     budget: { bytes: budget, fits, maxContext, maxBatch },
     reliefs: fits ? [] : reliefs(model, options, bytes.total, budget, { maxContext, maxBatch }),
-    roofline: roofline(model, { ...options, slotBytes: (slot, S) => stateBytes(slot, dtypeOf(slot, options), 1, S) }),
+    roofline: roofline(model, { ...options, slotBytes: (slot, positions) => rowBytes(slot, options).fixed + positions * rowBytes(slot, options).perPosition }),
   };
 }
 
@@ -158,25 +158,23 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
   const weightCopies = device.execution === "bodies" ? cpuCopies(model) : 0;
   const granularity = device.allocator.granularity.value;
   const computeBytes = bytesPerElement[device.computeDtype];
+  const rows = model.state.map((slot) => ({ slot, bytes: rowBytes(slot, options) }));
+  const ofRole = (role: StateSlot["role"]) => added(rows.filter(({ slot }) => slot.role === role).map(({ bytes }) => bytes));
+  const state = { key: ofRole("key"), value: ofRole("value"), conv_state: ofRole("conv_state"), ssm_state: ofRole("ssm_state") };
+  const copies = added(rows.filter(({ slot }) => device.execution === "bodies" && slot.update === "swap").map(({ bytes }) => bytes));
   return (context, batch) => {
     const sizes = { B: batch, S: context, L: 1 };
     const tokens = Math.min(options.chunk ?? context, context);
     const decode = decodePeak({ ...sizes, T: 1 }, computeBytes, granularity);
     const prefill = tokens === 1 ? decode : prefillPeak({ ...sizes, T: tokens }, computeBytes, granularity);
     const peak = prefill.total >= decode.total ? prefill : decode;
-    const state = { key: 0, value: 0, conv_state: 0, ssm_state: 0 };
-    let stateCopies = 0;
-    for (const slot of model.state) {
-      const bytes = stateBytes(slot, dtypeOf(slot, options), batch, context);
-      state[slot.role] += bytes;
-      if (device.execution === "bodies" && slot.update === "swap") stateCopies += bytes;
-    }
+    const bytesOf = ({ fixed, perPosition }: RowBytes) => batch * (fixed + context * perPosition);
     const parts = {
       weights,
-      kvCache: state.key + state.value,
-      convState: state.conv_state,
-      ssmState: state.ssm_state,
-      stateCopies,
+      kvCache: bytesOf(state.key) + bytesOf(state.value),
+      convState: bytesOf(state.conv_state),
+      ssmState: bytesOf(state.ssm_state),
+      stateCopies: bytesOf(copies),
       weightCopies,
       activations: peak.activations,
       logits: peak.logits,
@@ -188,9 +186,19 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
   };
 }
 
-function stateBytes(slot: StateSlot, dtype: Dtype, B: number, S: number): number {
-  return evaluateDim(mulDims(...slot.shape), { B, S }) * bytesPerElement[dtype];
+/** Bytes of state for each row: some, and some for each position it has room for. */
+interface RowBytes {
+  readonly fixed: number;
+  readonly perPosition: number;
 }
+
+function rowBytes(slot: StateSlot, options: PlanOptions): RowBytes {
+  const elements = mulDims(...slot.shape);
+  const at = (S: number) => evaluateDim(elements, { B: 1, S }) * bytesPerElement[dtypeOf(slot, options)];
+  return { fixed: at(0), perPosition: at(1) - at(0) };
+}
+
+const added = (parts: readonly RowBytes[]): RowBytes => ({ fixed: parts.reduce((sum, p) => sum + p.fixed, 0), perPosition: parts.reduce((sum, p) => sum + p.perPosition, 0) });
 
 function dtypeOf({ role, dtype }: StateSlot, { device, kvDtype, stateDtype }: PlanOptions): Dtype {
   if (role === "ssm_state") return stateDtype ?? dtype;

@@ -21,7 +21,7 @@ const tensors = z.strictObject({
 });
 
 /** Everything a run holds at one moment, beside weights and state. */
-export const liveSetSchema = z.strictObject({
+const liveSetSchema = z.strictObject({
   /** The node that runs. */
   at: z.string(),
   tensors: z.array(tensors),

@@ -31,18 +31,17 @@ function isQuantized(weight: PlannedWeight, quantize: Quantization): boolean {
 
 /** Weights by kind and element type, largest first. */
 export function weightItems(weights: readonly PlannedWeight[], quantize: Quantization): readonly WeightItem[] {
-  const items = new Map<string, WeightItem>();
+  const items = new Map<WeightItem["kind"], Map<Dtype, number>>();
   const add = (kind: WeightItem["kind"], dtype: Dtype, elements: number) => {
-    const key = `${kind} ${dtype}`;
-    const sum = (items.get(key)?.elements ?? 0) + elements;
-    items.set(key, { kind, dtype, elements: sum, bytes: sum * bytesPerElement[dtype] });
+    const ofKind = items.get(kind) ?? new Map<Dtype, number>();
+    items.set(kind, ofKind.set(dtype, (ofKind.get(dtype) ?? 0) + elements));
   };
   for (const weight of weights) {
     const quantized = isQuantized(weight, quantize);
     add(weight.kind, quantized ? "int8" : weight.dtype, elementsOf(weight));
     if (quantized) add("scales", "float32", weight.shape[0] ?? 0);
   }
-  return [...items.values()].sort((a, b) => b.bytes - a.bytes);
+  return [...items].flatMap(([kind, dtypes]) => [...dtypes].map(([dtype, elements]) => ({ kind, dtype, elements, bytes: elements * bytesPerElement[dtype] }))).sort((a, b) => b.bytes - a.bytes);
 }
 
 /** Output channels that MLAS packs together (`MlasGemmPackBSize`). */

@@ -31,6 +31,16 @@ export interface SlotContent {
   readonly data: Float32Array;
 }
 
+/** Bytes a session holds outside JavaScript, now and at most since it was opened. */
+export interface SessionMemory {
+  /** ONNX Runtime's allocator: weights it copied or packed, and activations. Weights used where the file is mapped don't count. */
+  readonly arena: number;
+  readonly arenaPeak: number;
+  /** Buffers of all states. */
+  readonly state: number;
+  readonly statePeak: number;
+}
+
 /**
  * A loaded model together with the states of its sequences. Calls are carried out in the order they are made.
  * State stays on the session's side: what crosses over in normal running is token ids and logits.
@@ -50,6 +60,12 @@ export interface BackendSession {
   forward(request: ForwardRequest): Promise<Float32Array>;
   /** Copies slot `slot` (an index into the manifest's `state`) out, for inspection and tests. */
   readState(state: StateId, slot: number): Promise<SlotContent>;
+  /** Fills slot `slot`: numbers of its shape, or of fewer positions than the state has room for. */
+  writeState(state: StateId, slot: number, content: SlotContent): Promise<void>;
+  /** Makes row `toRow` of one state a copy of row `fromRow` of another, which holds `tokens` tokens; makes room where needed. */
+  copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
+  /** What the session holds; null where the backend can't tell. */
+  memory(): Promise<SessionMemory | null>;
   /** Finishes the calls already made, then frees everything. Calling it again waits for the same end. */
   close(): Promise<void>;
 }
@@ -59,4 +75,12 @@ export interface Backend {
   readonly name: string;
   /** @throws LayerweaveError `runtime/load-failed`, `runtime/unsupported-state` */
   open(request: OpenRequest): Promise<BackendSession>;
+}
+
+/** Which backend runs a model, and why that one. */
+export interface BackendChoice {
+  readonly name: "native" | "portable";
+  /** Whether our ops run as the kernels made for them or as the function bodies that the graph carries. */
+  readonly ops: "kernels" | "function-bodies";
+  readonly why: string;
 }

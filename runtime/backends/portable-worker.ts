@@ -20,6 +20,8 @@ export type PortableRequest =
   | { readonly kind: "create"; readonly batch: number; readonly capacity: number }
   | { readonly kind: "copy" | "release"; readonly state: StateId }
   | { readonly kind: "read"; readonly state: StateId; readonly slot: number }
+  | { readonly kind: "write"; readonly state: StateId; readonly slot: number; readonly content: SlotContent }
+  | { readonly kind: "copy-row"; readonly state: StateId; readonly fromRow: number; readonly tokens: number; readonly to: StateId; readonly toRow: number }
   | {
       readonly kind: "forward";
       readonly state: StateId;
@@ -185,6 +187,59 @@ function read(id: StateId, slot: number): SlotContent {
   return { shape: buffers.current.tensor.dims, data: dataOf(buffers.current).slice() };
 }
 
+/** The slot's numbers, no longer shared with copies of the state. */
+function ownData(slot: SlotBuffers): Float32Array {
+  if (slot.current.holders > 1) {
+    const own = zeros(slot.current.tensor.dims);
+    dataOf(own).set(dataOf(slot.current));
+    slot.current.holders--;
+    slot.current = own;
+  }
+  return dataOf(slot.current);
+}
+
+interface Rows {
+  readonly data: Float32Array;
+  readonly row: number;
+  readonly capacity: number;
+}
+
+/** Copies one row to another: of a slot that grows per token the first `tokens` positions, of one that doesn't all. */
+function copyRowOf(index: number, from: Rows, to: Rows, tokens: number): void {
+  const shape = slotShape(index, 1, 1);
+  const axis = model.state[index]?.shape.indexOf("S") ?? -1;
+  const groups = axis < 0 ? 1 : shape.slice(0, axis).reduce((n, d) => n * d, 1);
+  const inner = shape.reduce((n, d) => n * d, 1) / groups;
+  const [count, fromStride, toStride] = axis < 0 ? [inner, inner, inner] : [tokens * inner, from.capacity * inner, to.capacity * inner];
+  for (let g = 0; g < groups; g++) {
+    const start = (from.row * groups + g) * fromStride;
+    to.data.set(from.data.subarray(start, start + count), (to.row * groups + g) * toStride);
+  }
+}
+
+function write({ state: id, slot: index, content }: Extract<PortableRequest, { kind: "write" }>): void {
+  const state = stateOf(id);
+  const slot = state.slots[index];
+  invariant(slot, `no slot ${index}`);
+  const axis = model.state[index]?.shape.indexOf("S") ?? -1;
+  const positions = axis < 0 ? 1 : (content.shape[axis] ?? 0);
+  const data = ownData(slot);
+  for (let row = 0; row < state.batch; row++)
+    copyRowOf(index, { data: content.data, row, capacity: positions }, { data, row, capacity: state.capacity }, positions);
+}
+
+function copyRow({ state: id, fromRow, tokens, to, toRow }: Extract<PortableRequest, { kind: "copy-row" }>): void {
+  const source = stateOf(id);
+  const target = stateOf(to);
+  grow(target, tokens, 0);
+  target.slots.forEach((slot, index) => {
+    const from = source.slots[index];
+    invariant(from, "one buffer per slot");
+    const data = ownData(slot);
+    copyRowOf(index, { data: dataOf(from.current), row: fromRow, capacity: source.capacity }, { data, row: toRow, capacity: target.capacity }, tokens);
+  });
+}
+
 async function answer(request: PortableRequest): Promise<unknown> {
   switch (request.kind) {
     case "load":
@@ -207,6 +262,10 @@ async function answer(request: PortableRequest): Promise<unknown> {
       return release(request.state);
     case "read":
       return read(request.state, request.slot);
+    case "write":
+      return write(request);
+    case "copy-row":
+      return copyRow(request);
     case "forward":
       return forward(request);
     case "close":

@@ -58,6 +58,19 @@ class PortableSession implements BackendSession {
     return this.channel.call({ kind: "read", state, slot });
   }
 
+  writeState(state: StateId, slot: number, content: SlotContent): Promise<void> {
+    return this.channel.call({ kind: "write", state, slot, content });
+  }
+
+  copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void> {
+    return this.channel.call({ kind: "copy-row", state: from, fromRow, tokens, to, toRow });
+  }
+
+  // onnxruntime-node has no way to ask its allocator.
+  async memory(): Promise<null> {
+    return null;
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.channel.call({ kind: "close" }).then(
       () => this.channel.ended(),

@@ -61,18 +61,12 @@ async function compiledTexts(layoutFile: string, model: ModelSpec, dtype: Storag
   }
 }
 
-/** JSON with one line per entry of the long lists. */
-function manifestText(value: object): string {
-  const lines = (inner: unknown): string =>
-    Array.isArray(inner)
-      ? `[${inner.map((entry) => `\n    ${JSON.stringify(entry)}`).join(",")}\n  ]`
-      : typeof inner === "object" && inner !== null
-        ? `{${Object.entries(inner)
-            .filter(([, entry]) => entry !== undefined)
-            .map(([key, entry]) => `\n    ${JSON.stringify(key)}: ${JSON.stringify(entry)}`)
-            .join(",")}\n  }`
-        : JSON.stringify(inner);
-  return `{${Object.entries(value)
-    .map(([key, inner]) => `\n  ${JSON.stringify(key)}: ${lines(inner)}`)
-    .join(",")}\n}`;
+/** JSON in which whatever fits into a line stands in one. */
+function manifestText(value: unknown, indent = ""): string {
+  const line = JSON.stringify(value);
+  if (typeof value !== "object" || value === null || line.length <= 240) return line;
+  const inner = `${indent}  `;
+  if (Array.isArray(value)) return `[\n${value.map((entry) => `${inner}${manifestText(entry, inner)}`).join(",\n")}\n${indent}]`;
+  const entries = Object.entries(value).filter(([, entry]) => entry !== undefined);
+  return `{\n${entries.map(([key, entry]) => `${inner}${JSON.stringify(key)}: ${manifestText(entry, inner)}`).join(",\n")}\n${indent}}`;
 }

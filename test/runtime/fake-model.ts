@@ -330,6 +330,7 @@ export async function fakeModel(options: FakeOptions = {}): Promise<string> {
     file: "weights.safetensors",
     offset: place(name).offset,
     bytes: place(name).length,
+    matrix: true,
     origin: { from: "random", seed: options.seed ?? 1 },
   });
   const constantSlot = (layer: number, role: "conv_state" | "ssm_state"): Manifest["state"][number] => ({
@@ -343,6 +344,8 @@ export async function fakeModel(options: FakeOptions = {}): Promise<string> {
     rewind: "snapshot",
     update: "swap",
   });
+  const logits = { at: "logits", tensors: [{ count: 1, elements: `${vocabSize}*B*L`, dtype: "compute" as const, use: "logits" as const }] };
+  const execution = { prefill: [logits], decode: [logits] };
   const manifest: Manifest = {
     format: "layerweave",
     version: 1,
@@ -369,6 +372,7 @@ export async function fakeModel(options: FakeOptions = {}): Promise<string> {
       { layer: 0, role: "key", past: "past_key_values.0.key", present: "present.0.key", dtype: "float32", shape: ["B", 1, "S", width], growth: "per-token", rewind: "trim", update: "in-place" },
       ...((options.recurrent ?? true) ? [constantSlot(1, "conv_state"), constantSlot(2, "ssm_state")] : []),
     ],
+    profile: { bodies: execution, kernels: execution, operations: { gemmPerToken: 0, expertsPerToken: 0, gemmPerLogit: 2 * vocabSize * width, scanPerToken: 0, attention: [] }, routed: [] },
     files: [{ file: "weights.safetensors", bytes: weights.file.length, headerSha256: sha256(weights.header), from: "written" }],
     weights: [weight("embedding", "embedding", [vocabSize, width]), weight("head", "lm-head", [width, vocabSize])],
     origins: {

@@ -1,6 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { afterAll, describe, expect, test } from "vitest";
 import { load, type GenerateOptions, type Model, type Prompt } from "#dist/runtime/index.js";
+import { backends } from "../support/backends.js";
 import { codes } from "./diagnostics.js";
 import { bos, eos, fakeModel, referenceLogits, removeFakes, vocabSize } from "./fake-model.js";
 
@@ -27,9 +28,9 @@ function greedy(prompt: readonly number[], count: number): number[] {
   return ids.slice(prompt.length);
 }
 
-describe("generate", () => {
+describe.each(backends)("generate on the %s backend", (backend) => {
   test("greedy decoding gives the tokens of the definition, and counts them", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const prompt = [bos, 72, 101, 108];
     const generation = model.generate(prompt, { maxTokens: 20, stopTokenIds: [] });
     const ids: number[] = [];
@@ -41,7 +42,7 @@ describe("generate", () => {
   });
 
   test("text prompts begin with BOS; streamed text is the text of all tokens", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const byText = await collect(model, "Grüße", { maxTokens: 30, temperature: 1, seed: 3, stopTokenIds: [] });
     const byIds = await collect(model, [bos, ...Buffer.from("Grüße")], { maxTokens: 30, temperature: 1, seed: 3, stopTokenIds: [] });
     expect(byText).toEqual(byIds);
@@ -50,7 +51,7 @@ describe("generate", () => {
 
   test("stop tokens, stop strings, the context and the number of tokens end it", async () => {
     const folder = await fakeModel({ contextLength: 40 });
-    await using model = await load(folder);
+    await using model = await load(folder, { backend });
     const free = await collect(model, "ab", { maxTokens: 30, temperature: 1.5, seed: 1, stopTokenIds: [] });
     const at = 12;
     const stopId = free.ids[at] ?? 0;
@@ -68,14 +69,14 @@ describe("generate", () => {
   });
 
   test("the same seed gives the same tokens, another seed others", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const run = (seed: number): Promise<{ ids: number[] }> => collect(model, "x", { maxTokens: 20, temperature: 2, topK: 50, topP: 0.95, minP: 0.001, repetitionPenalty: 1.1, seed, stopTokenIds: [] });
     expect((await run(5)).ids).toEqual((await run(5)).ids);
     expect((await run(5)).ids).not.toEqual((await run(6)).ids);
   });
 
   test("bad options are diagnostics, all at once", async () => {
-    await using model = await load(await fakeModel({ contextLength: 8 }));
+    await using model = await load(await fakeModel({ contextLength: 8 }), { backend });
     const bad = collect(model, "x", { maxTokens: 0, temperature: -1, topK: 1.5, topP: 0, minP: 2, repetitionPenalty: 0, seed: -1, stop: [""], stopTokenIds: [vocabSize] });
     expect(await codes(bad)).toEqual(new Array(9).fill("runtime/bad-option"));
     expect(await codes(collect(model, []))).toEqual(["runtime/empty-prompt"]);
@@ -87,13 +88,13 @@ describe("generate", () => {
 
   test("messages go through the chat template, without a second BOS", async () => {
     const chatTemplate = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}bot:{% endif %}";
-    await using model = await load(await fakeModel({ chatTemplate }));
+    await using model = await load(await fakeModel({ chatTemplate }), { backend });
     const chat = await collect(model, [{ role: "user", content: "hi" }], { maxTokens: 5, stopTokenIds: [] });
     expect(chat.ids).toEqual((await collect(model, "user:hi;bot:", { maxTokens: 5, stopTokenIds: [] })).ids);
   });
 
   test("a model without a tokenizer takes token ids only", async () => {
-    await using model = await load(await fakeModel({ tokenizer: false }));
+    await using model = await load(await fakeModel({ tokenizer: false }), { backend });
     expect(model.tokenizer).toBeNull();
     expect(await codes(collect(model, "text"))).toEqual(["runtime/no-tokenizer"]);
     expect(await codes(collect(model, [1], { stop: ["x"] }))).toEqual(["runtime/no-tokenizer"]);
@@ -102,7 +103,7 @@ describe("generate", () => {
   });
 
   test("leaving the loop early ends the generation, and the model goes on", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const generation = model.generate("x", { stopTokenIds: [] });
     for await (const { tokenId } of generation) {
       expect(tokenId).toBeTypeOf("number");
@@ -113,15 +114,15 @@ describe("generate", () => {
   });
 
   test("two generations at once give what each gives alone", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const options = { maxTokens: 25, temperature: 1, seed: 2, stopTokenIds: [] };
     const alone = [await collect(model, "one", options), await collect(model, "another prompt", options)];
     expect(await Promise.all([collect(model, "one", options), collect(model, "another prompt", options)])).toEqual(alone);
   });
 
   test("two models run side by side and close on their own", async () => {
-    await using first = await load(await fakeModel());
-    const second = await load(await fakeModel({ seed: 2 }));
+    await using first = await load(await fakeModel(), { backend });
+    const second = await load(await fakeModel({ seed: 2 }), { backend });
     const [a, b] = await Promise.all([collect(first, "q", { maxTokens: 8 }), collect(second, "q", { maxTokens: 8 })]);
     expect(a.ids).not.toEqual(b.ids);
     await second.close();
@@ -129,9 +130,9 @@ describe("generate", () => {
   });
 });
 
-describe("generateBatch", () => {
+describe.each(backends)("generateBatch on the %s backend", (backend) => {
   test("each row is what it is alone, and stops on its own", async () => {
-    await using model = await load(await fakeModel({ contextLength: 60 }));
+    await using model = await load(await fakeModel({ contextLength: 60 }), { backend });
     const prompts = ["a", "a longer prompt than the others", "mid size", [bos, 9, 8, 7]];
     const options = { maxTokens: 40, temperature: 1.2, seed: 11, stopTokenIds: [eos, 65, 66, 67], stop: ["z", "é"], chunk: 5 };
     const batch = await model.generateBatch(prompts, options);
@@ -143,9 +144,9 @@ describe("generateBatch", () => {
   });
 });
 
-describe("the event loop and aborting", () => {
+describe.each(backends)("the event loop and aborting on the %s backend", (backend) => {
   test("timers fire while a run is under way", async () => {
-    await using model = await load(await fakeModel({ ballast: 900 }));
+    await using model = await load(await fakeModel({ ballast: 900 }), { backend });
     let [ticks, longest, last] = [0, 0, performance.now()];
     const timer = setInterval(() => {
       const now = performance.now();
@@ -164,7 +165,7 @@ describe("the event loop and aborting", () => {
   });
 
   test("an abort during a long prefill rejects at once with its reason; the model stays usable", async () => {
-    await using model = await load(await fakeModel({ ballast: 900 }));
+    await using model = await load(await fakeModel({ ballast: 900 }), { backend });
     const controller = new AbortController();
     const reason = new Error("changed my mind");
     const started = performance.now();
@@ -178,7 +179,7 @@ describe("the event loop and aborting", () => {
   });
 
   test("an abort while decoding ends the stream", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const controller = new AbortController();
     const ids: number[] = [];
     const run = (async () => {
@@ -192,7 +193,7 @@ describe("the event loop and aborting", () => {
   });
 
   test("closing waits for the run under way; later calls are refused", async () => {
-    const model = await load(await fakeModel({ ballast: 900 }));
+    const model = await load(await fakeModel({ ballast: 900 }), { backend });
     const state = await model.createState();
     const running = model.forward(state, [[1, 2, 3]]);
     await Promise.resolve();
@@ -207,7 +208,7 @@ describe("the event loop and aborting", () => {
     ["process.exit in the middle of a run", "model.forward(await model.createState(), [[1, 2, 3]]); setTimeout(() => process.exit(0), 40); await new Promise(() => {});"],
   ])("a process that never closes its model: %s", async (_, code) => {
     const folder = await fakeModel({ ballast: 1500 });
-    const script = `import { load } from ${JSON.stringify(new URL("../../dist/runtime/index.js", import.meta.url).href)}; const model = await load(${JSON.stringify(folder)}); ${code}`;
+    const script = `import { load } from ${JSON.stringify(new URL("../../dist/runtime/index.js", import.meta.url).href)}; const model = await load(${JSON.stringify(folder)}, { backend: "${backend}" }); ${code}`;
     const child = spawnSync(process.execPath, ["--input-type=module", "-e", script], { encoding: "utf8", timeout: 30_000 });
     expect({ status: child.status, signal: child.signal, stderr: child.stderr }).toEqual({ status: 0, signal: null, stderr: "" });
   });

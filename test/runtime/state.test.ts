@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "vitest";
 import * as fc from "fast-check";
 import { load, type Model, type State } from "#dist/runtime/index.js";
+import { backends } from "../support/backends.js";
 import { codes, rejection, relativeError } from "./diagnostics.js";
 import { fakeModel, referenceLogits, removeFakes, vocabSize } from "./fake-model.js";
 
@@ -14,9 +15,9 @@ async function contents(state: State): Promise<number[][]> {
   return slots.map(({ data }) => Array.from(data));
 }
 
-describe("forward", () => {
+describe.each(backends)("forward on the %s backend", (backend) => {
   test("gives the logits of the definition, for all positions and for the last", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const ids = tokens(20);
     await using all = await model.createState();
     const [logits] = await model.forward(all, [ids], { logits: "all" });
@@ -30,7 +31,7 @@ describe("forward", () => {
   });
 
   test("any split of a prompt gives the same logits and the same state", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const ids = tokens(40);
     const expected = referenceLogits(ids);
     await using whole = await model.createState();
@@ -53,7 +54,7 @@ describe("forward", () => {
   });
 
   test("rows of different lengths are what each would be alone", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const prompts = [tokens(1, 1), tokens(23, 2), tokens(9, 3)];
     await using state = await model.createState({ batch: 3 });
     const logits = await model.forward(state, prompts, { logits: "all" });
@@ -67,7 +68,7 @@ describe("forward", () => {
   });
 
   test("a KV cache grows beyond its first capacity, token by token and at once, up to the context", async () => {
-    await using model = await load(await fakeModel({ contextLength: 700 }));
+    await using model = await load(await fakeModel({ contextLength: 700 }), { backend });
     const ids = tokens(700);
     const expected = lastRow(referenceLogits(ids));
     await using steps = await model.createState();
@@ -81,7 +82,7 @@ describe("forward", () => {
   });
 
   test("bad rows are diagnostics, and leave the state as it was", async () => {
-    await using model = await load(await fakeModel({ contextLength: 30 }));
+    await using model = await load(await fakeModel({ contextLength: 30 }), { backend });
     await using state = await model.createState({ batch: 2 });
     await model.forward(state, [tokens(5), tokens(6)]);
     const before = await contents(state);
@@ -99,7 +100,7 @@ describe("forward", () => {
   });
 
   test("a run that fails names the place in the layout and leaves the state as it was", async () => {
-    await using model = await load(await fakeModel({ failsOnToken13: true }));
+    await using model = await load(await fakeModel({ failsOnToken13: true }), { backend });
     await using state = await model.createState();
     const ids = [1, 2, 3];
     await model.forward(state, [ids]);
@@ -113,7 +114,7 @@ describe("forward", () => {
   });
 
   test("operations on one state run in the order they were called", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const ids = tokens(12);
     await using state = await model.createState();
     const logits = await Promise.all(ids.map((id) => model.forward(state, [[id]])));
@@ -121,9 +122,9 @@ describe("forward", () => {
   });
 });
 
-describe("prefill", () => {
+describe.each(backends)("prefill on the %s backend", (backend) => {
   test.each([1, 3, 7, 512])("in chunks of %i gives each row the logits of its own last token", async (chunk) => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     const prompts = [tokens(14, 1), tokens(1, 2), tokens(7, 3), tokens(8, 4)];
     await using state = await model.createState({ batch: 4 });
     const logits = await model.prefill(state, prompts, { chunk });
@@ -132,13 +133,13 @@ describe("prefill", () => {
   });
 });
 
-describe("snapshots", () => {
+describe.each(backends)("snapshots on the %s backend", (backend) => {
   async function continueWith(model: Model, state: State, ids: readonly number[]): Promise<number[]> {
     return Array.from((await model.forward(state, [ids], { logits: "all" }))[0] ?? []);
   }
 
   test("restoring equals replaying, bit for bit, as often as one likes", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     await using state = await model.createState();
     await model.forward(state, [tokens(10)]);
     await using snapshot = await state.snapshot();
@@ -155,7 +156,7 @@ describe("snapshots", () => {
   });
 
   test("two states restored from one snapshot don't disturb each other", async () => {
-    await using model = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
     await using a = await model.createState();
     await using b = await model.createState();
     await model.forward(a, [tokens(10)]);
@@ -172,13 +173,13 @@ describe("snapshots", () => {
   });
 
   test("a model with recurrent state can't rewind; one without rewinds exactly", async () => {
-    await using hybrid = await load(await fakeModel());
+    await using hybrid = await load(await fakeModel(), { backend });
     await using recurrent = await hybrid.createState();
     await hybrid.forward(recurrent, [tokens(5)]);
     const [problem] = await rejection(recurrent.rewind(1));
     expect(problem?.code).toBe("runtime/rewind-needs-snapshot");
 
-    await using model = await load(await fakeModel({ recurrent: false }));
+    await using model = await load(await fakeModel({ recurrent: false }), { backend });
     await using state = await model.createState({ batch: 2 });
     await model.forward(state, [tokens(5), tokens(9)]);
     await model.forward(state, [[1, 2, 3], [4, 5, 6]]);
@@ -191,8 +192,8 @@ describe("snapshots", () => {
   });
 
   test("what belongs elsewhere or was closed is refused", async () => {
-    await using model = await load(await fakeModel());
-    await using other = await load(await fakeModel());
+    await using model = await load(await fakeModel(), { backend });
+    await using other = await load(await fakeModel(), { backend });
     await using state = await model.createState();
     await using wide = await model.createState({ batch: 2 });
     await using foreign = await other.createState();

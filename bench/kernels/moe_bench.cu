@@ -1,0 +1,183 @@
+// Times the experts and the int8 linear layer of a few tokens against the card's
+// copy rate, counting each distinct expert's weights once.
+// moe_bench [--commit HASH] [--date DATE] [--driver VERSION] [--json FILE]
+
+#include <cmath>
+
+#include "linear_int8.cuh"
+#include "moe.cuh"
+#include "timing.cuh"
+
+using namespace layerweave;
+
+namespace {
+
+constexpr int kLaunches = 32;
+
+__global__ void fill_codes(uint32_t* to, int64_t words, uint64_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += int64_t{gridDim.x} * blockDim.x)
+    to[i] = hash(seed + static_cast<uint64_t>(i));
+}
+
+DeviceBuffer random_codes(int64_t bytes, uint64_t seed) {
+  DeviceBuffer buffer(bytes);
+  fill_codes<<<1024, 256>>>(static_cast<uint32_t*>(buffer.data()), bytes / 4, seed << 40);
+  CUDA_CHECK(cudaGetLastError());
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return buffer;
+}
+
+struct Result {
+  std::string kernel, weights, shape;
+  int64_t tokens;
+  double distinct_experts;  // mean over the rotation, 0 for a dense layer
+  double ms, bytes;
+};
+
+struct MoeSize {
+  int64_t d_model = 4096, d_ff = 14336, experts = 16, top_k = 2;
+};
+
+/// Routing alone, the experts alone, and both.
+void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType type, const std::vector<int64_t>& batches) {
+  const int64_t element = type == PackedType::kInt8 ? 1 : 2;
+  const int64_t pair = packed_elements(packed_pair_rows(size.d_ff), size.d_model) * element;
+  const int64_t down = packed_elements(size.d_model, size.d_ff) * element;
+  const DeviceBuffer gate_up = type == PackedType::kInt8 ? random_codes(size.experts * pair, 1)
+                                                         : random_buffer(size.experts * pair / 2, DType::kBFloat16, 0.01f, 0.f);
+  const DeviceBuffer downs = type == PackedType::kInt8 ? random_codes(size.experts * down, 2)
+                                                       : random_buffer(size.experts * down / 2, DType::kBFloat16, 0.01f, 0.f);
+  const DeviceBuffer gate_up_scale = random_buffer(size.experts * packed_pair_rows(size.d_ff), DType::kFloat32, 1e-5f, 2e-4f);
+  const DeviceBuffer down_scale = random_buffer(size.experts * size.d_model, DType::kFloat32, 1e-5f, 2e-4f);
+  const DeviceBuffer router = random_buffer(size.experts * size.d_model, DType::kFloat32, 0.02f, 0.f);
+  for (const int64_t tokens : batches) {
+    const int64_t choices = tokens * size.top_k;
+    const DeviceBuffer x = random_buffer(kLaunches * tokens * size.d_model, DType::kBFloat16, 1.f, 0.f);
+    DeviceBuffer y(tokens * size.d_model * 2), logits(tokens * size.experts * 4), arrivals((1 + packed_panels(size.d_model)) * 4);
+    DeviceBuffer ints(kLaunches * (3 * choices + size.experts + 1) * 4), weights(kLaunches * choices * 4);
+    arrivals.fill(0);
+    MoeDecodeParams experts{};
+    experts.tokens = tokens;
+    experts.d_model = size.d_model;
+    experts.d_ff = size.d_ff;
+    experts.experts = size.experts;
+    experts.top_k = size.top_k;
+    experts.weights = type;
+    DeviceBuffer workspace(moe_decode_workspace(experts));
+    const auto routing = [&](int i) {
+      int32_t* at = static_cast<int32_t*>(ints.data()) + i * (3 * choices + size.experts + 1);
+      return Routing{at, static_cast<float*>(weights.data()) + i * choices, at + 3 * choices, at + choices, at + 2 * choices};
+    };
+    const auto tokens_of = [&](int i) { return static_cast<const __nv_bfloat16*>(x.data()) + i * tokens * size.d_model; };
+    const auto route = [&](int i, cudaStream_t stream) {
+      const MoeRouteParams params{tokens, size.d_model, size.experts, size.top_k, RouterOrder::kSoftmaxThenTopK, false, tokens_of(i),
+                                  static_cast<const float*>(router.data()), static_cast<float*>(logits.data()), routing(i),
+                                  static_cast<uint32_t*>(arrivals.data())};
+      CUDA_CHECK(moe_route(params, DType::kBFloat16, stream));
+    };
+    const auto decode = [&](int i, cudaStream_t stream) {
+      MoeDecodeParams params = experts;
+      params.gate_up = gate_up.data();
+      params.down = downs.data();
+      params.gate_up_scale = static_cast<const float*>(gate_up_scale.data());
+      params.down_scale = static_cast<const float*>(down_scale.data());
+      params.x = tokens_of(i);
+      params.y = y.data();
+      params.routing = routing(i);
+      params.workspace = workspace.data();
+      params.arrivals = static_cast<uint32_t*>(arrivals.data()) + 1;
+      CUDA_CHECK(moe_decode(params, DType::kBFloat16, stream));
+    };
+    const double route_ms = median_ms(kLaunches, route);
+    double distinct = 0;
+    for (int i = 0; i < kLaunches; ++i) {
+      std::vector<int32_t> offsets(size.experts + 1);
+      CUDA_CHECK(cudaMemcpy(offsets.data(), routing(i).offsets, offsets.size() * 4, cudaMemcpyDeviceToHost));
+      for (int64_t e = 0; e < size.experts; ++e) distinct += offsets[e + 1] > offsets[e];
+    }
+    distinct /= kLaunches;
+    const double bytes = distinct * static_cast<double>(pair + down);
+    const double experts_ms = median_ms(kLaunches, decode);
+    const double both_ms = median_ms(kLaunches, [&](int i, cudaStream_t stream) {
+      route(i, stream);
+      decode(i, stream);
+    });
+    const std::string shape = "E" + std::to_string(size.experts) + " top-" + std::to_string(size.top_k) + " " +
+                              std::to_string(size.d_model) + "x" + std::to_string(size.d_ff);
+    const std::string name = type == PackedType::kInt8 ? "int8" : "bfloat16";
+    results.push_back({"moe_route", "float32", shape, tokens, distinct, route_ms, static_cast<double>(size.experts * size.d_model * 4)});
+    results.push_back({"moe_decode", name, shape, tokens, distinct, experts_ms, bytes});
+    results.push_back({"moe_route+moe_decode", name, shape, tokens, distinct, both_ms, bytes});
+  }
+}
+
+void bench_linear(std::vector<Result>& results, int64_t columns, int64_t rows, const std::vector<int64_t>& batches) {
+  const int64_t bytes = packed_elements(rows, columns);
+  const int sets = static_cast<int>(kRotatingBytes / bytes) + 1;
+  const DeviceBuffer weights = random_codes(sets * bytes, 3), scale = random_buffer(rows + kPanelRows, DType::kFloat32, 1e-5f, 2e-4f);
+  for (const int64_t tokens : batches) {
+    const DeviceBuffer x = random_buffer(tokens * columns, DType::kBFloat16, 1.f, 0.f);
+    DeviceBuffer y(tokens * rows * 2), arrivals(packed_panels(rows) * 4);
+    arrivals.fill(0);
+    LinearInt8Params params{tokens, rows, columns};
+    DeviceBuffer partial(linear_int8_workspace(params));
+    params.scale = static_cast<const float*>(scale.data());
+    params.x = x.data();
+    params.y = y.data();
+    params.partial = static_cast<float*>(partial.data());
+    params.arrivals = static_cast<uint32_t*>(arrivals.data());
+    const double ms = median_ms(std::max(sets, kLaunches), [&](int i, cudaStream_t stream) {
+      params.weight = static_cast<const char*>(weights.data()) + i % sets * bytes;
+      CUDA_CHECK(linear_int8(params, DType::kBFloat16, stream));
+    });
+    results.push_back({"linear_int8", "int8", std::to_string(columns) + "->" + std::to_string(rows), tokens, 0, ms, static_cast<double>(bytes)});
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const BenchOptions options = parse_options("moe_bench", argc, argv);
+  require_device("moe_bench");
+  cudaDeviceProp card;
+  CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
+  int runtime = 0;
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  const double copy = copy_bandwidth();
+  std::printf("%s: copy %.3f TB/s (read + written)\n", card.name, copy * 1e-12);
+
+  std::vector<Result> results;
+  bench_moe(results, {}, PackedType::kInt8, {1, 2, 4, 8, 16});
+  bench_moe(results, {}, PackedType::kBFloat16, {1, 16});
+  for (const auto& [columns, rows] : {std::pair<int64_t, int64_t>{4096, 16384}, {8192, 4096}, {4096, 28672}, {14336, 4096}, {4096, 65536}})
+    bench_linear(results, columns, rows, {1, 16});
+
+  std::printf("%-22s %-9s %-22s %3s %8s %9s %9s %6s\n", "kernel", "weights", "shape", "M", "experts", "ms", "copy ms", "limit");
+  for (const Result& r : results)
+    std::printf("%-22s %-9s %-22s %3lld %8.2f %9.4f %9.4f %5.0f%%\n", r.kernel.c_str(), r.weights.c_str(), r.shape.c_str(),
+                static_cast<long long>(r.tokens), r.distinct_experts, r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e5 / r.ms);
+
+  std::FILE* const out = options.open();
+  if (out == nullptr) {
+    std::perror(options.json_path.c_str());
+    return 1;
+  }
+  std::fprintf(out,
+               "{\n  \"card\": \"%s\",\n  \"driver\": \"%s\",\n  \"cuda\": \"%d.%d\",\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n"
+               "  \"copy_bytes_per_s\": %.4g,\n  \"samples\": %d,\n  \"results\": [\n",
+               card.name, options.driver.c_str(), runtime / 1000, runtime % 1000 / 10, options.date.c_str(), options.commit.c_str(), copy, kSamples);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    std::fprintf(out,
+                 "    {\"kernel\": \"%s\", \"weights\": \"%s\", \"shape\": \"%s\", \"tokens\": %lld, \"distinct_experts\": %.3f, "
+                 "\"bytes\": %.0f, \"median_ms\": %.5f, \"copy_limit_ms\": %.5f, \"fraction_of_limit\": %.3f}%s\n",
+                 r.kernel.c_str(), r.weights.c_str(), r.shape.c_str(), static_cast<long long>(r.tokens), r.distinct_experts, r.bytes,
+                 r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e3 / r.ms, i + 1 == results.size() ? "" : ",");
+  }
+  std::fprintf(out, "  ]\n}\n");
+  if (out != stdout && std::fclose(out) != 0) {
+    std::perror(options.json_path.c_str());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,44 @@
+// The causal convolution of up to kTaskChannels channels; see cpu/causal_conv.h.
+namespace layerweave::cpu::LAYERWEAVE_ISA {
+
+/// Tokens between the request for a row and its use.
+inline constexpr int64_t kConvAhead = 8;
+
+inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin, int64_t end) {
+  const int64_t kernel = p.kernel, history = kernel - 1, width = end - begin;
+  const int64_t length = p.lengths ? p.lengths[row] : p.tokens;
+  const float* x = p.x + row * p.tokens * p.x_row_stride + begin;
+  float* y = p.y + row * p.tokens * p.y_row_stride + begin;
+
+  // Copied before the new state is written, which may lie in the same place.
+  float past[kCausalConvMaxKernel][kTaskChannels] = {}, taps[kCausalConvMaxKernel][kTaskChannels] = {}, bias[kTaskChannels] = {};
+  for (int64_t i = 0; i < width; ++i) {
+    for (int64_t k = 0; k < kernel; ++k) taps[k][i] = p.weight[(begin + i) * kernel + k];
+    for (int64_t k = 0; k < history; ++k) past[k][i] = p.state_in[(row * p.channels + begin + i) * history + k];
+    if (p.bias) bias[i] = p.bias[begin + i];
+  }
+  // Input j of the row, the state's K-1 inputs first.
+  const auto input = [&](int64_t j) { return j < history ? past[j] : x + (j - history) * p.x_row_stride; };
+
+  const auto convolve = [&](const float* const* rows, int64_t t, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    will_read(x, (t + kConvAhead) * p.x_row_stride + i);
+    will_write(y, (t + kConvAhead) * p.y_row_stride + i);
+    Floats sum = load(bias + i);
+    for (int64_t k = 0; k < kernel; ++k) sum += load(taps[k] + i) * load(rows[k] + i, lanes);
+    store(y + t * p.y_row_stride + i, silu(sum), lanes);
+  };
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    const float* rows[kCausalConvMaxKernel];
+    for (int64_t k = 0; k < kernel; ++k) rows[k] = input(t + k);
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) convolve(rows, t, i, kLanes);
+    if (i < width) convolve(rows, t, i, width - i);
+  }
+
+  for (int64_t k = 0; k < history; ++k) {
+    const float* last = input(length + k);
+    for (int64_t i = 0; i < width; ++i) p.state_out[(row * p.channels + begin + i) * history + k] = last[i];
+  }
+}
+
+}  // namespace layerweave::cpu::LAYERWEAVE_ISA

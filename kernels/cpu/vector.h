@@ -1,0 +1,221 @@
+#pragma once
+
+// Vectors of LAYERWEAVE_LANES floats. Each instruction set's unit defines LAYERWEAVE_LANES and LAYERWEAVE_ISA, a namespace of
+// its own, and includes all the kernels: the same source is compiled once for each. Such a unit must use nothing of the
+// standard library that is inline: the linker keeps one copy of it, perhaps the one with instructions this processor lacks.
+
+#include <cstdint>
+#include <cstring>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define LAYERWEAVE_INLINE [[gnu::always_inline]] inline
+
+namespace layerweave::cpu::LAYERWEAVE_ISA {
+
+inline constexpr int64_t kLanes = LAYERWEAVE_LANES;
+
+typedef float Floats __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
+typedef uint16_t BFloats __attribute__((vector_size(2 * LAYERWEAVE_LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LAYERWEAVE_LANES)));
+
+LAYERWEAVE_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LAYERWEAVE_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/// Subtracting 0 keeps every x, -0 too, so that the compiler drops it; adding 0 would not.
+LAYERWEAVE_INLINE Floats broadcast(float x) { return x - Floats{}; }
+
+LAYERWEAVE_INLINE Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+LAYERWEAVE_INLINE Floats load(const uint16_t* bfloat16) {
+#if LAYERWEAVE_LANES == 16
+  const Bits wide = reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bfloat16))));
+#elif LAYERWEAVE_LANES == 8
+  const Bits wide = reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bfloat16))));
+#else
+  BFloats v;
+  std::memcpy(&v, bfloat16, sizeof v);
+  const Bits wide = __builtin_convertvector(v, Bits);
+#endif
+  return reinterpret_cast<Floats>(wide << 16);
+}
+
+LAYERWEAVE_INLINE Floats load(const int8_t* p) {
+  // Compilers turn the general form below into one element at a time.
+#if LAYERWEAVE_LANES == 16
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif LAYERWEAVE_LANES == 8
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Bytes v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
+#endif
+}
+
+/// The first `count` elements, 0 behind them.
+template <class T>
+LAYERWEAVE_INLINE Floats load(const T* p, int64_t count) {
+  if (count == kLanes) return load(p);
+  T padded[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
+  return load(padded);
+}
+
+/// Asks for the cache line of an element that is read, or overwritten, soon; the address may lie outside of everything.
+template <class T>
+LAYERWEAVE_INLINE void will_read(const T* base, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset) * sizeof(T)), 0, 2);
+}
+LAYERWEAVE_INLINE void will_write(const float* base, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset) * sizeof(float)), 1, 2);
+}
+
+LAYERWEAVE_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+LAYERWEAVE_INLINE void store(float* p, Floats v, int64_t count) {
+  if (count == kLanes) return store(p, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+/// Of two, the second where either is not a number.
+LAYERWEAVE_INLINE Floats max(Floats a, Floats b) {
+#if LAYERWEAVE_LANES == 16
+  return _mm512_max_ps(a, b);
+#elif LAYERWEAVE_LANES == 8
+  return _mm256_max_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+LAYERWEAVE_INLINE Floats min(Floats a, Floats b) {
+#if LAYERWEAVE_LANES == 16
+  return _mm512_min_ps(a, b);
+#elif LAYERWEAVE_LANES == 8
+  return _mm256_min_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+LAYERWEAVE_INLINE float sum(Floats v) {
+#if LAYERWEAVE_LANES == 16
+  return _mm512_reduce_add_ps(v);
+#else
+#if LAYERWEAVE_LANES == 8
+  const __m128 w = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+  const Floats w = v;
+#endif
+  return (w[0] + w[2]) + (w[1] + w[3]);
+#endif
+}
+
+/// The sums of four vectors.
+LAYERWEAVE_INLINE void store_sums(float* p, Floats a, Floats b, Floats c, Floats d) {
+#if LAYERWEAVE_LANES == 16
+  const Floats ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee), cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
+  Floats lanes = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+  lanes += _mm512_shuffle_ps(lanes, lanes, 0x4e);
+  lanes += _mm512_shuffle_ps(lanes, lanes, 0xb1);
+  _mm512_mask_compressstoreu_ps(p, 0x1111, lanes);
+#elif LAYERWEAVE_LANES == 8
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
+  p[0] = sum(a);
+  p[1] = sum(b);
+  p[2] = sum(c);
+  p[3] = sum(d);
+#endif
+}
+
+/// An integer as a number to multiply by its power of two.
+struct Exponent {
+#if LAYERWEAVE_LANES == 16
+  Floats whole;
+  LAYERWEAVE_INLINE explicit Exponent(Floats t) : whole(_mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT)) {}
+  LAYERWEAVE_INLINE Floats number() const { return whole; }
+  LAYERWEAVE_INLINE Floats scale(Floats x) const { return _mm512_scalef_ps(x, whole); }
+#else
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+  static constexpr float kRounder = 0x1.8p23f;
+  Floats rounded;
+  LAYERWEAVE_INLINE explicit Exponent(Floats t) : rounded(t + kRounder) {}
+  LAYERWEAVE_INLINE Floats number() const { return rounded - kRounder; }
+  LAYERWEAVE_INLINE Floats scale(Floats x) const { return reinterpret_cast<Floats>(reinterpret_cast<Bits>(x) + (reinterpret_cast<Bits>(rounded) << 23)); }
+#endif
+};
+
+/// 2^f for |f| <= 1/2; exactly 1 at 0.
+LAYERWEAVE_INLINE Floats exp2_of_fraction(Floats f) {
+  // Minimax for (2^f - 1) / f, relative error of 2^f 9e-8.
+  Floats p = broadcast(0x1.5bba14p-10f);
+  p = p * f + 0x1.3cea88p-7f;
+  p = p * f + 0x1.c6b752p-5f;
+  p = p * f + 0x1.ebf9bcp-3f;
+  p = p * f + 0x1.62e42ap-1f;
+  return p * f + 1.0f;
+}
+
+/// 2^t for finite t <= 126, within 3 units in the last place; exactly 1 at 0, and at most 2^-126 below -126.
+LAYERWEAVE_INLINE Floats exp2_of_small(Floats t) {
+#if LAYERWEAVE_LANES != 16
+  t = max(broadcast(-126.0f), t);
+#endif
+  const Exponent n(t);
+  return n.scale(exp2_of_fraction(t - n.number()));
+}
+
+inline constexpr float kLog2E = 0x1.715476p0f;
+
+/// e^x within 4 units in the last place; 2^-126 below -87.3 and 2^126 above 87.3.
+LAYERWEAVE_INLINE Floats exp(Floats x) {
+  x = max(broadcast(-0x1.5d589ep6f), min(broadcast(0x1.5d589ep6f), x));
+  const Exponent n(x * kLog2E);
+  // ln 2 in two parts, the first short enough for n times it to be exact without a fused multiply-add.
+  const Floats r = (x - n.number() * 0x1.62e4p-1f) - n.number() * 0x1.7f7d1cp-20f;
+  return n.scale(exp2_of_fraction(r * kLog2E));
+}
+
+/// a / b within 2 units in the last place, for 2^-126 <= b <= 2^126.
+LAYERWEAVE_INLINE Floats divide(Floats a, Floats b) {
+#if LAYERWEAVE_LANES == 16
+  // A division takes several times as long as this estimate to 14 bits and the Newton step that doubles them.
+  const Floats estimate = _mm512_rcp14_ps(b);
+  return a * (estimate * (2.0f - b * estimate));
+#else
+  return a / b;
+#endif
+}
+
+/// log(1 + e^x) within 8 units in the last place.
+LAYERWEAVE_INLINE Floats softplus(Floats x) {
+  const Floats magnitude = max(x, -x);
+  const Floats e = exp(-magnitude);
+  // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3: no digits are lost where e is small. Minimax in s^2, relative error 4e-9.
+  const Floats s = divide(e, e + 2.0f);
+  const Floats q = s * s;
+  Floats p = broadcast(0x1.208cf8p-2f);
+  p = p * q + 0x1.1e50ccp-2f;
+  p = p * q + 0x1.99daeap-2f;
+  p = p * q + 0x1.5554e0p-1f;
+  p = p * q + 2.0f;
+  return max(broadcast(0.0f), x) + p * s;
+}
+
+LAYERWEAVE_INLINE Floats silu(Floats x) { return divide(x, exp(-x) + 1.0f); }
+
+}  // namespace layerweave::cpu::LAYERWEAVE_ISA

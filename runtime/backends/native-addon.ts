@@ -1,0 +1,117 @@
+import { existsSync, readdirSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import type { SessionMemory, SlotContent, StateId } from "./backend.js";
+
+/** What a session is opened with; names are those of the graph's inputs and outputs. */
+export interface AddonSessionOptions {
+  /** Paths of ONNX Runtime's core library, of the graph, and of the kernels ("": our ops run as their function bodies). */
+  readonly library: string;
+  readonly graph: string;
+  readonly kernels: string;
+  readonly threads: number;
+  readonly vocabSize: number;
+  /** 0: no limit is known. */
+  readonly contextLength: number;
+  readonly inputIds: string;
+  readonly pastLengths: string;
+  readonly lengths: string;
+  readonly logitIndices: string;
+  readonly logits: string;
+  readonly state: readonly {
+    readonly past: string;
+    readonly present: string;
+    readonly shape: readonly (number | "B" | "S")[];
+    readonly inPlace: boolean;
+  }[];
+}
+
+/** A session of the addon. Methods reject, or throw once it was closed, with an `Error` in ONNX Runtime's words. */
+export interface AddonSession {
+  createState(batch: number, capacity: number): Promise<StateId>;
+  copyState(state: StateId): Promise<StateId>;
+  releaseState(state: StateId): Promise<void>;
+  /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
+  forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
+  readState(state: StateId, slot: number): Promise<SlotContent>;
+  writeState(state: StateId, slot: number, numbers: Float32Array): Promise<void>;
+  copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
+  memory(): Promise<SessionMemory>;
+  close(): Promise<void>;
+}
+
+interface Addon {
+  openSession(options: AddonSessionOptions): Promise<AddonSession>;
+  /** The version of ONNX Runtime. @throws Error saying why the library or the kernels can't be used */
+  probe(library: string, kernels: string): string;
+}
+
+/** The native runtime with everything it needs. */
+export interface NativeRuntime {
+  readonly addon: Addon;
+  readonly library: string;
+  readonly version: string;
+  /** The library of kernels for our ops, or why there is none; the ops then run as their function bodies. */
+  readonly kernels: { readonly path: string } | { readonly reason: string };
+}
+
+const require = createRequire(import.meta.url);
+const packageRoot = dirname(require.resolve("layerweave/package.json"));
+const prebuiltPackage = `@layerweave/${process.platform}-${process.arch}`;
+const addonFile = "layerweave_native.node";
+const kernelsFile = process.platform === "darwin" ? "liblayerweave_ops.dylib" : "liblayerweave_ops.so";
+
+let loaded: NativeRuntime | { readonly reason: string } | undefined;
+
+/** Loads the native runtime once; where that fails, says why, in words that can follow "because". */
+export function loadNativeRuntime(): NativeRuntime | { readonly reason: string } {
+  loaded ??= tryToLoad();
+  return loaded;
+}
+
+function tryToLoad(): NativeRuntime | { readonly reason: string } {
+  const folder = folderOfAddon();
+  if (folder === undefined) return { reason: `it was not built, and ${prebuiltPackage} is not installed` };
+  try {
+    const addon = require(join(folder, addonFile)) as Addon;
+    const library = coreLibrary();
+    const version = addon.probe(library, "");
+    return { addon, library, version, kernels: kernelsIn(folder, addon, library) };
+  } catch (error) {
+    return { reason: messageOf(error) };
+  }
+}
+
+/** The folder in LAYERWEAVE_NATIVE_DIR, what was built here, or the package for this platform. */
+function folderOfAddon(): string | undefined {
+  const given = process.env["LAYERWEAVE_NATIVE_DIR"];
+  if (given !== undefined) return given;
+  const built = join(packageRoot, "build", "native");
+  if (existsSync(join(built, addonFile))) return built;
+  try {
+    return dirname(require.resolve(`${prebuiltPackage}/package.json`));
+  } catch {
+    return undefined;
+  }
+}
+
+function kernelsIn(folder: string, addon: Addon, library: string): NativeRuntime["kernels"] {
+  const path = join(folder, kernelsFile);
+  if (!existsSync(path)) return { reason: `${kernelsFile} is not built` };
+  try {
+    addon.probe(library, path);
+    return { path };
+  } catch (error) {
+    return { reason: messageOf(error) };
+  }
+}
+
+/** ONNX Runtime's core library: onnxruntime-node's own, so that a process holds one copy, or the one in LAYERWEAVE_ORT_DIR. */
+function coreLibrary(): string {
+  const folder = process.env["LAYERWEAVE_ORT_DIR"] ?? join(dirname(require.resolve("onnxruntime-node/package.json")), "bin", "napi-v6", process.platform, process.arch);
+  const file = readdirSync(folder).find((name) => /^libonnxruntime\.(so\.1|so|(\d+\.)*dylib)$/.test(name));
+  if (file === undefined) throw new Error(`${folder} holds no libonnxruntime`);
+  return join(folder, file);
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error)).trim().split("\n")[0] ?? "";

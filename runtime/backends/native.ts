@@ -1,0 +1,118 @@
+import { join } from "node:path";
+import { LayerweaveError, diagnostic, fail, invariant, type Diagnostic } from "../../core/diagnostics.js";
+import type { Manifest, StateSlot } from "../../core/manifest.js";
+import { runtimeDiagnostics } from "../diagnostics.js";
+import type { Backend, BackendSession, ForwardRequest, OpenRequest, SessionMemory, SlotContent, StateId } from "./backend.js";
+import type { AddonSession, AddonSessionOptions, NativeRuntime } from "./native-addon.js";
+import { originInMessage } from "./portable.js";
+
+/** [B] as the graph takes it. */
+const int64 = (values: readonly number[]): BigInt64Array => BigInt64Array.from(values, BigInt);
+
+/** Runs `work`; what the addon says when it fails becomes a diagnostic. */
+async function described<Value>(work: () => Promise<Value>, describe: (problem: string) => Diagnostic): Promise<Value> {
+  try {
+    return await work();
+  } catch (error) {
+    throw new LayerweaveError([describe(error instanceof Error ? error.message.trim() : String(error))]);
+  }
+}
+
+class NativeSession implements BackendSession {
+  #closing: Promise<void> | undefined;
+
+  constructor(
+    private readonly session: AddonSession,
+    private readonly origins: Manifest["origins"],
+  ) {}
+
+  createState(batch: number, capacity: number): Promise<StateId> {
+    return this.#ofState(() => this.session.createState(batch, capacity));
+  }
+
+  copyState(state: StateId): Promise<StateId> {
+    return this.#ofState(() => this.session.copyState(state));
+  }
+
+  releaseState(state: StateId): void {
+    // Fails only when the session is closed, and the state gone with it.
+    this.#ofState(() => this.session.releaseState(state)).catch(() => undefined);
+  }
+
+  forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
+    return described(
+      () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices),
+      (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)),
+    );
+  }
+
+  readState(state: StateId, slot: number): Promise<SlotContent> {
+    return this.#ofState(() => this.session.readState(state, slot));
+  }
+
+  writeState(state: StateId, slot: number, { data }: SlotContent): Promise<void> {
+    return this.#ofState(() => this.session.writeState(state, slot, data));
+  }
+
+  copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void> {
+    return this.#ofState(() => this.session.copyRow(from, fromRow, tokens, to, toRow));
+  }
+
+  memory(): Promise<SessionMemory> {
+    return this.session.memory();
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.session.close();
+    return this.#closing;
+  }
+
+  #ofState<Value>(work: () => Promise<Value>): Promise<Value> {
+    return described(work, (problem) => diagnostic(runtimeDiagnostics["state-failed"], { problem }));
+  }
+}
+
+function slotOptions({ past, present, shape, update, rewind }: StateSlot): AddonSessionOptions["state"][number] {
+  return {
+    past,
+    present,
+    shape: shape.map((dim) => {
+      invariant(dim !== "T" && dim !== "L", `state is not shaped by ${dim}`);
+      return dim;
+    }),
+    // What a run writes into a KV cache lies beyond the positions that count. Recurrent state overwritten in place would
+    // be lost with a run that fails or is interrupted halfway, so it has two buffers, which change roles when a run succeeds.
+    inPlace: update === "in-place" && rewind === "trim",
+  };
+}
+
+/** Our addon over ONNX Runtime's C API, on the CPU. A thread of its own runs each session, so the one that asks stays free. */
+export function nativeBackend({ addon, library, kernels }: NativeRuntime): Backend {
+  return {
+    name: "native",
+    async open({ folder, manifest, threads }: OpenRequest): Promise<BackendSession> {
+      const { inputs, outputs, model, graph } = manifest;
+      const unsupported = manifest.state.find((slot) => slot.dtype !== "float32");
+      if (unsupported) fail(runtimeDiagnostics["unsupported-state"], { slot: unsupported.past, dtype: unsupported.dtype, backend: "native" });
+      const options: AddonSessionOptions = {
+        library,
+        graph: join(folder, graph.file),
+        kernels: "path" in kernels ? kernels.path : "",
+        threads,
+        vocabSize: model.vocabSize,
+        contextLength: model.contextLength ?? 0,
+        inputIds: inputs.inputIds.name,
+        pastLengths: inputs.pastLengths.name,
+        lengths: inputs.lengths.name,
+        logitIndices: inputs.logitIndices.name,
+        logits: outputs.logits.name,
+        state: manifest.state.map(slotOptions),
+      };
+      const session = await described(
+        () => addon.openSession(options),
+        (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
+      );
+      return new NativeSession(session, manifest.origins);
+    },
+  };
+}

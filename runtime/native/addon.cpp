@@ -1,0 +1,314 @@
+// What JavaScript sees: `openSession` and its session, `probe`. Every call on a session is a promise; the work is done
+// on the session's own thread, and settled here.
+#include <napi.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "session_thread.h"
+
+namespace layerweave {
+namespace {
+
+using Settlement = std::function<void(Napi::Env)>;
+
+/** The addon in one JavaScript thread: its open sessions, and the way back from their threads. */
+class Addon {
+ public:
+  explicit Addon(Napi::Env env) : back_(Back::New(env, "layerweave", 0, 1, nullptr)) {
+    // The process lives on while a call is pending, and no longer.
+    back_.Unref(env);
+  }
+
+  Napi::FunctionReference session_class;
+
+  SessionThread& start(const OrtLibrary& ort) {
+    auto thread = std::make_unique<SessionThread>(ort);
+    SessionThread& started = *thread;
+    threads_.emplace(&started, std::move(thread));
+    return started;
+  }
+
+  bool has(SessionThread* thread) const { return threads_.count(thread) > 0; }
+
+  /** Promises what `work` makes of the session on its thread; `work` returns how to make a value of it for JavaScript. */
+  template <typename Work>
+  Napi::Promise submit(Napi::Env env, SessionThread& thread, Work work) {
+    const auto deferred = expect(env);
+    thread.post([this, deferred, work](std::unique_ptr<Session>& session) mutable {
+      try {
+        settle_later([this, deferred, value = work(session)](Napi::Env e) {
+          settled(e);
+          deferred.Resolve(value(e));
+        });
+      } catch (const std::exception& error) {
+        settle_later([this, deferred, problem = std::string(error.what())](Napi::Env e) {
+          settled(e);
+          deferred.Reject(Napi::Error::New(e, problem).Value());
+        });
+      }
+    });
+    return deferred.Promise();
+  }
+
+  /** Finishes the calls already made and releases the session. */
+  Napi::Promise close(Napi::Env env, SessionThread& thread) {
+    const auto deferred = expect(env);
+    finish(thread, [this, deferred](Napi::Env e) {
+      settled(e);
+      deferred.Resolve(e.Undefined());
+    });
+    return deferred.Promise();
+  }
+
+  /** As `close`, for a session that nobody waits for. */
+  void discard(SessionThread& thread) {
+    finish(thread, [](Napi::Env) {});
+  }
+
+  /** When the JavaScript thread ends: interrupts every session and waits for its thread. */
+  void shut_down() {
+    threads_.clear();
+    back_.Release();
+    session_class.Reset();
+  }
+
+ private:
+  static void arrive(Napi::Env env, Napi::Function, std::nullptr_t*, Settlement* settlement) {
+    const std::unique_ptr<Settlement> owned(settlement);
+    // Without an environment the thread is ending, and nobody is there to be told.
+    if (env != nullptr) (*owned)(env);
+  }
+  using Back = Napi::TypedThreadSafeFunction<std::nullptr_t, Settlement, arrive>;
+
+  Napi::Promise::Deferred expect(Napi::Env env) {
+    if (pending_++ == 0) back_.Ref(env);
+    return Napi::Promise::Deferred::New(env);
+  }
+
+  void settled(Napi::Env env) {
+    if (--pending_ == 0) back_.Unref(env);
+  }
+
+  /** Called on a session's thread. */
+  void settle_later(Settlement settle) {
+    auto settlement = std::make_unique<Settlement>(std::move(settle));
+    if (back_.BlockingCall(settlement.get()) == napi_ok) settlement.release();
+  }
+
+  void finish(SessionThread& thread, Settlement then) {
+    thread.finish([this, &thread, then = std::move(then)] {
+      settle_later([this, &thread, then](Napi::Env env) {
+        threads_.erase(&thread);
+        then(env);
+      });
+    });
+  }
+
+  Back back_;
+  size_t pending_ = 0;
+  std::map<SessionThread*, std::unique_ptr<SessionThread>> threads_;
+};
+
+std::string text(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
+int64_t integer(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().Int64Value(); }
+
+std::vector<int64_t> int64s(const Napi::Value& value) {
+  const auto array = value.As<Napi::BigInt64Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+
+SessionSpec session_spec(const Napi::Object& object) {
+  SessionSpec spec{text(object, "graph"),        text(object, "kernels"), static_cast<int>(integer(object, "threads")),
+                   integer(object, "vocabSize"), integer(object, "contextLength"),
+                   text(object, "inputIds"),     text(object, "pastLengths"),
+                   text(object, "lengths"),      text(object, "logitIndices"),
+                   text(object, "logits"),       {}};
+  const auto slots = object.Get("state").As<Napi::Array>();
+  for (uint32_t i = 0; i < slots.Length(); i++) {
+    const auto slot = slots.Get(i).As<Napi::Object>();
+    const auto shape = slot.Get("shape").As<Napi::Array>();
+    std::vector<int64_t> extents;
+    for (uint32_t axis = 0; axis < shape.Length(); axis++) {
+      const Napi::Value dim = shape.Get(axis);
+      extents.push_back(dim.IsNumber() ? dim.As<Napi::Number>().Int64Value() : dim.As<Napi::String>().Utf8Value() == "B" ? kBatch : kCapacity);
+    }
+    spec.slots.push_back({text(slot, "past"), text(slot, "present"), std::move(extents), slot.Get("inPlace").As<Napi::Boolean>().Value()});
+  }
+  return spec;
+}
+
+/** Numbers handed over to JavaScript without a copy. */
+Napi::Float32Array float32_array(Napi::Env env, const std::shared_ptr<std::unique_ptr<float[]>>& numbers, size_t count) {
+  if (count == 0) return Napi::Float32Array::New(env, 0);
+  float* data = numbers->release();
+  const auto buffer = Napi::ArrayBuffer::New(env, data, count * sizeof(float), [](Napi::Env, void* memory) { delete[] static_cast<float*>(memory); });
+  return Napi::Float32Array::New(env, count, buffer, 0);
+}
+
+/** A session as JavaScript holds it. One that is collected unclosed is closed. */
+class NativeSession : public Napi::ObjectWrap<NativeSession> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NativeSession",
+                       {InstanceMethod<&NativeSession::create_state>("createState"), InstanceMethod<&NativeSession::copy_state>("copyState"),
+                        InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"),
+                        InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::write_state>("writeState"),
+                        InstanceMethod<&NativeSession::copy_row>("copyRow"), InstanceMethod<&NativeSession::memory>("memory"),
+                        InstanceMethod<&NativeSession::close>("close")});
+  }
+
+  /** Takes External<SessionThread> and External<std::shared_ptr<Addon>>: only `openSession` has them. */
+  explicit NativeSession(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeSession>(info) {
+    if (!info[0].IsExternal() || !info[1].IsExternal()) throw Napi::TypeError::New(info.Env(), "a session is opened with openSession");
+    thread_ = info[0].As<Napi::External<SessionThread>>().Data();
+    addon_ = *info[1].As<Napi::External<std::shared_ptr<Addon>>>().Data();
+  }
+
+  ~NativeSession() override {
+    if (thread_ && addon_->has(thread_)) addon_->discard(*thread_);
+  }
+
+ private:
+  template <typename Work>
+  Napi::Value submit(const Napi::CallbackInfo& info, Work work) {
+    if (!thread_) throw Napi::Error::New(info.Env(), "the session is closed");
+    return addon_->submit(info.Env(), *thread_, std::move(work));
+  }
+
+  static uint32_t id(const Napi::Value& value) { return value.As<Napi::Number>().Uint32Value(); }
+
+  Napi::Value create_state(const Napi::CallbackInfo& info) {
+    return submit(info, [batch = info[0].As<Napi::Number>().Int64Value(), capacity = info[1].As<Napi::Number>().Int64Value()](auto& session) {
+      return [created = session->create_state(batch, capacity)](Napi::Env env) { return Napi::Number::New(env, created); };
+    });
+  }
+
+  Napi::Value copy_state(const Napi::CallbackInfo& info) {
+    return submit(info, [state = id(info[0])](auto& session) {
+      return [copy = session->copy_state(state)](Napi::Env env) { return Napi::Number::New(env, copy); };
+    });
+  }
+
+  Napi::Value release_state(const Napi::CallbackInfo& info) {
+    return submit(info, [state = id(info[0])](auto& session) {
+      session->release_state(state);
+      return [](Napi::Env env) { return env.Undefined(); };
+    });
+  }
+
+  Napi::Value forward(const Napi::CallbackInfo& info) {
+    ForwardCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
+    return submit(info, [call = std::move(call)](auto& session) mutable {
+      size_t count = 0;
+      auto logits = std::make_shared<std::unique_ptr<float[]>>(session->forward(call, count));
+      return [logits, count](Napi::Env env) { return float32_array(env, logits, count); };
+    });
+  }
+
+  Napi::Value read_state(const Napi::CallbackInfo& info) {
+    return submit(info, [state = id(info[0]), slot = id(info[1])](auto& session) {
+      std::vector<int64_t> shape;
+      auto numbers = std::make_shared<std::unique_ptr<float[]>>(session->read_state(state, slot, shape));
+      return [numbers, shape](Napi::Env env) {
+        const auto content = Napi::Object::New(env);
+        const auto extents = Napi::Array::New(env, shape.size());
+        size_t count = 1;
+        for (uint32_t axis = 0; axis < shape.size(); axis++) {
+          extents.Set(axis, Napi::Number::New(env, static_cast<double>(shape[axis])));
+          count *= static_cast<size_t>(shape[axis]);
+        }
+        content.Set("shape", extents);
+        content.Set("data", float32_array(env, numbers, count));
+        return content;
+      };
+    });
+  }
+
+  Napi::Value write_state(const Napi::CallbackInfo& info) {
+    const auto array = info[2].As<Napi::Float32Array>();
+    std::vector<float> numbers(array.Data(), array.Data() + array.ElementLength());
+    return submit(info, [state = id(info[0]), slot = id(info[1]), numbers = std::move(numbers)](auto& session) {
+      session->write_state(state, slot, numbers);
+      return [](Napi::Env env) { return env.Undefined(); };
+    });
+  }
+
+  Napi::Value copy_row(const Napi::CallbackInfo& info) {
+    return submit(info, [from = id(info[0]), from_row = id(info[1]), positions = id(info[2]), to = id(info[3]), to_row = id(info[4])](auto& session) {
+      session->copy_row(from, from_row, positions, to, to_row);
+      return [](Napi::Env env) { return env.Undefined(); };
+    });
+  }
+
+  Napi::Value memory(const Napi::CallbackInfo& info) {
+    return submit(info, [](auto& session) {
+      return [memory = session->memory()](Napi::Env env) {
+        const auto content = Napi::Object::New(env);
+        const auto set = [&](const char* key, size_t bytes) { content.Set(key, Napi::Number::New(env, static_cast<double>(bytes))); };
+        set("arena", memory.arena_now);
+        set("arenaPeak", memory.arena_peak);
+        set("state", memory.state_now);
+        set("statePeak", memory.state_peak);
+        return content;
+      };
+    });
+  }
+
+  Napi::Value close(const Napi::CallbackInfo& info) {
+    if (!thread_) throw Napi::Error::New(info.Env(), "the session is closed");
+    return addon_->close(info.Env(), *std::exchange(thread_, nullptr));
+  }
+
+  SessionThread* thread_ = nullptr;
+  std::shared_ptr<Addon> addon_;
+};
+
+Napi::Value open_session(const Napi::CallbackInfo& info) {
+  const auto addon = *info.Env().GetInstanceData<std::shared_ptr<Addon>>();
+  const auto options = info[0].As<Napi::Object>();
+  const SessionSpec spec = session_spec(options);
+  SessionThread& thread = addon->start(OrtLibrary::open(text(options, "library")));
+  return addon->submit(info.Env(), thread, [addon, &thread, spec](std::unique_ptr<Session>& session) {
+    try {
+      session = std::make_unique<Session>(thread.ort(), spec, thread.interruption());
+    } catch (const std::exception&) {
+      addon->discard(thread);
+      throw;
+    }
+    return [addon, &thread](Napi::Env env) -> Napi::Value {
+      auto owner = addon;
+      return addon->session_class.New({Napi::External<SessionThread>::New(env, &thread), Napi::External<std::shared_ptr<Addon>>::New(env, &owner)});
+    };
+  });
+}
+
+/** probe(library, kernels): the version of ONNX Runtime; throws where it, or the library of kernels ("": none), can't be used. */
+Napi::Value probe(const Napi::CallbackInfo& info) {
+  const OrtLibrary& ort = OrtLibrary::open(info[0].As<Napi::String>().Utf8Value());
+  const std::string kernels = info[1].As<Napi::String>().Utf8Value();
+  if (!kernels.empty()) check_kernels(ort, kernels);
+  return Napi::String::New(info.Env(), ort.version());
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto addon = std::make_shared<Addon>(env);
+  addon->session_class = Napi::Persistent(NativeSession::define(env));
+  env.SetInstanceData(new std::shared_ptr<Addon>(addon));
+  // After the thread-safe function was made: hooks run in reverse order, and threads must end before their way back does.
+  env.AddCleanupHook([addon] { addon->shut_down(); });
+  exports.Set("openSession", Napi::Function::New(env, open_session, "openSession"));
+  exports.Set("probe", Napi::Function::New(env, probe, "probe"));
+  return exports;
+}
+
+}  // namespace
+}  // namespace layerweave
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) { return layerweave::init(env, exports); }
+NODE_API_MODULE(layerweave_native, Init)

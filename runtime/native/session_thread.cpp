@@ -1,0 +1,63 @@
+#include "session_thread.h"
+
+#include <utility>
+
+namespace layerweave {
+
+SessionThread::SessionThread(const OrtLibrary& ort) : ort_(ort), interruption_(ort), thread_([this] { run(); }) {}
+
+SessionThread::~SessionThread() { abandon(); }
+
+void SessionThread::post(Task task) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tasks_.push(std::move(task));
+  }
+  changed_.notify_one();
+}
+
+void SessionThread::finish(std::function<void()> last) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finishing_ = true;
+    last_ = std::move(last);
+  }
+  changed_.notify_one();
+}
+
+void SessionThread::abandon() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finishing_ = true;
+    last_ = nullptr;
+    tasks_ = {};
+  }
+  interruption_.request();
+  changed_.notify_one();
+  thread_.join();
+}
+
+void SessionThread::run() {
+  std::unique_ptr<Session> session;
+  for (;;) {
+    Task task;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait(lock, [this] { return finishing_ || !tasks_.empty(); });
+      if (tasks_.empty()) break;
+      task = std::move(tasks_.front());
+      tasks_.pop();
+    }
+    task(session);
+  }
+  session.reset();
+  std::function<void()> last;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    last = std::move(last_);
+  }
+  if (last) last();
+}
+
+}  // namespace layerweave

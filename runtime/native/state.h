@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ort_library.h"
+
+namespace layerweave {
+
+/** In a slot's shape: the batch size, and the capacity of a buffer that grows per token. */
+constexpr int64_t kBatch = -1;
+constexpr int64_t kCapacity = -2;
+
+/** One piece of state that a layer carries from run to run: an entry of the manifest's `state`. */
+struct SlotSpec {
+  std::string past;
+  std::string present;
+  /** Extents, kBatch or kCapacity. */
+  std::vector<int64_t> shape;
+  /** Past and present are one buffer: what a run writes there lies beyond the positions that count. */
+  bool in_place;
+
+  std::vector<int64_t> extents(int64_t batch, int64_t capacity) const;
+  bool grows() const;
+};
+
+/** Bytes of all tensors of a session, now and at most. */
+struct Tally {
+  size_t now = 0;
+  size_t peak = 0;
+};
+
+/** A zeroed float32 tensor of ours, aligned to a cache line, that ONNX Runtime reads and writes where it is. */
+class Tensor {
+ public:
+  /** @throws std::runtime_error when there is no memory */
+  Tensor(const OrtLibrary& ort, std::vector<int64_t> shape, Tally& tally);
+  ~Tensor();
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  float* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  const std::vector<int64_t>& shape() const { return shape_; }
+  const OrtValue* value() const { return value_.get(); }
+  /** Positions there is room for; 1 in a slot that doesn't grow. */
+  int64_t capacity(const SlotSpec& spec) const;
+
+ private:
+  std::vector<int64_t> shape_;
+  size_t bytes_;
+  Tally& tally_;
+  std::unique_ptr<void, void (*)(void*)> allocation_;
+  float* data_;
+  OrtOwned<OrtValue> value_;
+};
+
+/** Copies of a state share a tensor until one of them moves on. */
+using SharedTensor = std::shared_ptr<Tensor>;
+
+struct Slot {
+  SharedTensor current;
+  /** For a slot that isn't updated in place: what the next run writes, so that no run allocates state. */
+  SharedTensor spare;
+};
+
+/** What a batch of sequences carries from run to run. */
+struct State {
+  int64_t batch;
+  int64_t capacity;
+  std::vector<Slot> slots;
+};
+
+/** The numbers of one slot for a batch of rows, with room for `capacity` positions where the slot grows per token. */
+template <typename Number>
+struct Rows {
+  Number* data;
+  int64_t capacity;
+};
+
+/** Copies one row to another: of a buffer that grows the first `positions`, of one that doesn't all. */
+void copy_row(const SlotSpec& spec, Rows<const float> from, int64_t from_row, Rows<float> to, int64_t to_row, int64_t positions);
+
+/** A tensor over memory that the caller keeps for as long as the result lives. */
+OrtOwned<OrtValue> wrap(const OrtLibrary& ort, void* data, size_t bytes, const std::vector<int64_t>& shape,
+                        ONNXTensorElementDataType type);
+
+}  // namespace layerweave

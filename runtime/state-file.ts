@@ -1,0 +1,140 @@
+import { createHash, randomUUID } from "node:crypto";
+import { open, rename, rm, type FileHandle } from "node:fs/promises";
+import * as z from "zod";
+import { fail, invariant } from "../core/diagnostics.js";
+import type { Manifest } from "../core/manifest.js";
+import type { SlotContent } from "./backends/backend.js";
+import { runtimeDiagnostics } from "./diagnostics.js";
+
+/** Identifies the graph and the weights it was compiled with, short of reading all of them. */
+function fingerprint({ model, graph, files, weights }: Manifest): string {
+  const identity = [model.layout.sha256, graph.sha256, files.map((file) => file.headerSha256), weights];
+  return createHash("sha256").update(JSON.stringify(identity)).digest("hex");
+}
+
+interface Entry {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** Where each slot of a state stands in the file: KV caches hold the positions of the longest row. */
+function entriesOf(manifest: Manifest, lengths: readonly number[]): readonly Entry[] {
+  let at = 0;
+  return manifest.state.map(({ past, shape }) => {
+    const extents = shape.map((dim) => {
+      invariant(dim !== "T" && dim !== "L", `state is not shaped by ${dim}`);
+      return dim === "B" ? lengths.length : dim === "S" ? Math.max(...lengths) : dim;
+    });
+    const begin = at;
+    at += extents.reduce((n, d) => n * d, 4);
+    return { name: past, shape: extents, begin, end: at };
+  });
+}
+
+/** The eight bytes of the header's length and the header, a multiple of eight in all; its size doesn't depend on the checksum. */
+function headerOf(manifest: Manifest, lengths: readonly number[], sha256: string): Buffer {
+  const metadata = { format: "layerweave-state", version: "1", model: fingerprint(manifest), lengths: JSON.stringify(lengths), sha256 };
+  const tensors = entriesOf(manifest, lengths).map(({ name, shape, begin, end }) => [name, { dtype: "F32", shape, data_offsets: [begin, end] }] as const);
+  const json = JSON.stringify({ __metadata__: metadata, ...Object.fromEntries(tensors) });
+  const text = Buffer.from(json + " ".repeat((8 - (Buffer.byteLength(json) % 8)) % 8));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length));
+  return Buffer.concat([length, text]);
+}
+
+const bytesOf = ({ data }: SlotContent): Buffer => Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+
+/** Writes a state slot by slot, so that it is never in memory as a whole. @throws LayerweaveError `runtime/state-file-unwritable`, and what `read` does */
+export async function writeStateFile(path: string, manifest: Manifest, lengths: readonly number[], read: (slot: number) => Promise<SlotContent>): Promise<void> {
+  const written = async <T>(work: Promise<T>): Promise<T> =>
+    work.catch((error: unknown) => fail(runtimeDiagnostics["state-file-unwritable"], { file: path, problem: error instanceof Error ? error.message : String(error) }));
+  const temporary = `${path}.${randomUUID()}`;
+  const file = await written(open(temporary, "wx"));
+  try {
+    try {
+      const hash = createHash("sha256");
+      let at = headerOf(manifest, lengths, "0".repeat(64)).length;
+      for (const slot of manifest.state.keys()) {
+        const bytes = bytesOf(await read(slot));
+        hash.update(bytes);
+        await written(file.write(bytes, 0, bytes.length, at));
+        at += bytes.length;
+      }
+      await written(file.write(headerOf(manifest, lengths, hash.digest("hex")), 0, null, 0));
+      await written(file.sync());
+    } finally {
+      await file.close();
+    }
+    await written(rename(temporary, path));
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}
+
+const headerSchema = z.looseObject({
+  __metadata__: z.object({ format: z.literal("layerweave-state"), version: z.literal("1"), model: z.string(), lengths: z.string(), sha256: z.string() }),
+});
+const lengthsSchema = z.array(z.int().nonnegative()).min(1);
+
+/** A saved state that was found whole and made by this model. */
+export class StateFile implements AsyncDisposable {
+  private constructor(
+    private readonly file: FileHandle,
+    readonly lengths: readonly number[],
+    private readonly entries: readonly Entry[],
+    private readonly dataStart: number,
+  ) {}
+
+  /** @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state` */
+  static async open(path: string, manifest: Manifest): Promise<StateFile> {
+    const bad = (problem: string): never => fail(runtimeDiagnostics["bad-state-file"], { file: path, problem });
+    const file = await open(path).catch((error: unknown) => bad(error instanceof Error ? error.message : String(error)));
+    try {
+      const { size } = await file.stat();
+      const start = Buffer.alloc(8);
+      await file.read(start, 0, 8, 0);
+      const headerBytes = Number(start.readBigUInt64LE());
+      if (8 + headerBytes > size) return bad("it ends before its header does");
+      const header = Buffer.alloc(headerBytes);
+      await file.read(header, 0, headerBytes, 8);
+      const { __metadata__: metadata } = parsed(header.toString("utf8"), headerSchema) ?? bad("it is no saved state");
+      if (metadata.model !== fingerprint(manifest)) fail(runtimeDiagnostics["other-model-state"], { file: path });
+      const lengths = parsed(metadata.lengths, lengthsSchema) ?? bad("its lengths are damaged");
+      // What else the header says follows from the manifest and the lengths.
+      if (!headerOf(manifest, lengths, metadata.sha256).equals(Buffer.concat([start, header]))) return bad("its header is damaged");
+      const entries = entriesOf(manifest, lengths);
+      const expected = 8 + headerBytes + (entries.at(-1)?.end ?? 0);
+      if (size !== expected) return bad(`it holds ${size} bytes, not ${expected}`);
+      const hash = createHash("sha256");
+      for await (const chunk of file.createReadStream({ start: 8 + headerBytes, autoClose: false })) hash.update(chunk as Buffer);
+      if (hash.digest("hex") !== metadata.sha256) return bad("its numbers don't match their checksum");
+      return new StateFile(file, lengths, entries, 8 + headerBytes);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  async read(slot: number): Promise<SlotContent> {
+    const entry = this.entries[slot];
+    invariant(entry, `no slot ${slot}`);
+    const data = new Float32Array((entry.end - entry.begin) / 4);
+    await this.file.read(bytesOf({ shape: entry.shape, data }), 0, data.byteLength, this.dataStart + entry.begin);
+    return { shape: entry.shape, data };
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.file.close();
+  }
+}
+
+function parsed<T>(text: string, schema: z.ZodType<T>): T | undefined {
+  try {
+    return schema.safeParse(JSON.parse(text)).data;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,90 @@
+// Builds the native runtime into build/native: the addon, and the library with the kernels of our ops.
+//   node scripts/build-native.mjs           fails when it can't
+// As npm's install script it never fails an installation: without it models run on the portable backend, and
+// `LAYERWEAVE_NATIVE=skip` leaves it out on purpose.
+import { execFile, execFileSync } from "node:child_process";
+import { mkdir, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { availableParallelism } from "node:os";
+import { dirname, join, relative } from "node:path";
+import { promisify } from "node:util";
+import { NoHeaders, ortHeaders } from "./fetch-ort-headers.mjs";
+
+const run = promisify(execFile);
+const require = createRequire(import.meta.url);
+const root = join(import.meta.dirname, "..");
+const out = join(root, "build", "native");
+const installing = process.env.npm_lifecycle_event === "install";
+
+/** Why nothing was built, in a few words. */
+class NotBuilt extends Error {}
+
+function answers(command, ...args) {
+  try {
+    execFileSync(command, args, { stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function isInstalled(name) {
+  try {
+    require.resolve(`${name}/package.json`);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Configures and builds one CMake project; what the tools say goes to a log beside the result. */
+async function cmake(project, options) {
+  const work = join(out, "cmake", project.replaceAll("/", "-"));
+  await mkdir(work, { recursive: true });
+  const log = join(work, "build.log");
+  const flags = Object.entries({ CMAKE_BUILD_TYPE: "Release", ...options }).map(([name, value]) => `-D${name}=${value}`);
+  const steps = [
+    ["-S", join(root, project), "-B", work, ...flags],
+    ["--build", work, "--config", "Release", "--parallel", String(availableParallelism())],
+  ];
+  let said = "";
+  for (const args of steps) {
+    try {
+      const { stdout, stderr } = await run("cmake", args, { maxBuffer: 1 << 28 });
+      said += stdout + stderr;
+    } catch (error) {
+      said += `${error.stdout ?? ""}${error.stderr ?? ""}`;
+      if (!installing) process.stderr.write(said);
+      throw new NotBuilt(`compiling ${project} failed, see ${relative(root, log)}`);
+    } finally {
+      await writeFile(log, said);
+    }
+  }
+}
+
+async function build() {
+  if (process.platform === "win32") throw new NotBuilt("it is built on Linux and macOS only");
+  if (!answers("cmake", "--version")) throw new NotBuilt("there is no CMake");
+  if (!answers(process.env.CXX ?? "c++", "--version")) throw new NotBuilt("there is no C++ compiler");
+  const headers = await ortHeaders().catch((error) => {
+    throw error instanceof NoHeaders ? new NotBuilt(error.message) : error;
+  });
+  await cmake("runtime/native", {
+    ORT_INCLUDE_DIR: headers,
+    LAYERWEAVE_OUTPUT_DIR: out,
+    NODE_INCLUDE_DIRS: [require("node-api-headers").include_dir, dirname(require.resolve("node-addon-api/package.json"))].join(";"),
+  });
+  await cmake("kernels/cpu", { ORT_INCLUDE_DIR: headers, LAYERWEAVE_OUTPUT_DIR: out, LAYERWEAVE_TESTS: "OFF" });
+}
+
+const prebuilt = `@layerweave/${process.platform}-${process.arch}`;
+if (process.env.LAYERWEAVE_NATIVE === "skip") console.log("layerweave: the native runtime is left out (LAYERWEAVE_NATIVE=skip); models run on the portable backend.");
+else if (!installing || !isInstalled(prebuilt)) {
+  try {
+    await build();
+  } catch (error) {
+    if (!(error instanceof NotBuilt)) throw error;
+    console.log(`layerweave: the native runtime was not built, or not all of it: ${error.message}. Models run without it.`);
+    if (!installing) process.exitCode = 1;
+  }
+}

@@ -1,0 +1,152 @@
+import { execFileSync } from "node:child_process";
+import { copyFile, mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, describe, expect, test } from "vitest";
+import { load } from "#dist/runtime/index.js";
+import { loadNativeRuntime } from "#dist/runtime/backends/native-addon.js";
+import { rejection } from "../runtime/diagnostics.js";
+import { fakeModel, removeFakes } from "../runtime/fake-model.js";
+import { noNative } from "../support/backends.js";
+import { inRepository, temporaryFolder } from "../support/folders.js";
+import { runScript } from "./scripts.js";
+
+const out = await temporaryFolder();
+afterAll(removeFakes);
+
+/** A folder with one file in it. */
+async function folderWith(name: string, file: string, content: string): Promise<string> {
+  const folder = join(out, name);
+  await mkdir(folder);
+  await writeFile(join(folder, file), content);
+  return folder;
+}
+
+/** A folder with a shared library made from C. */
+async function folderWithLibrary(name: string, file: string, source: string): Promise<string> {
+  const folder = await folderWith(name, "source.c", source);
+  execFileSync("cc", ["-shared", "-fPIC", `-Wl,-soname,${file}`, "-o", join(folder, file), join(folder, "source.c")]);
+  return folder;
+}
+
+/** What asking for the native backend by name is refused with, and what `auto` does instead. */
+async function refusal(environment: Readonly<Record<string, string>>): Promise<{ code: string; message: string; auto: string; logits: number }> {
+  const folder = JSON.stringify(await fakeModel());
+  const { status, stdout, stderr } = await runScript(
+    `
+    const [problem] = await load(${folder}, { backend: "native" }).then(() => [{}], (error) => error.diagnostics);
+    const model = await load(${folder});
+    const [logits] = await model.forward(await model.createState(), [[1]]);
+    console.log(JSON.stringify({ code: problem.code, message: problem.message, auto: model.backend.name + " because " + model.backend.why, logits: logits.length }));
+    await model.close();
+  `,
+    environment,
+  );
+  expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+  return JSON.parse(stdout) as Awaited<ReturnType<typeof refusal>>;
+}
+
+describe.skipIf(noNative !== undefined)("a native runtime that can't be used is refused by name and replaced by auto", () => {
+  const library = "libonnxruntime.so.1";
+  const otherVersion = `
+    static const char* version(void) { return "1.18.0"; }
+    static const void* api(unsigned wanted) { return wanted <= 18 ? (const void*)version : 0; }
+    static const struct { const void* (*api)(unsigned); const char* (*version)(void); } base = { api, version };
+    const void* OrtGetApiBase(void) { return &base; }`;
+
+  test.each<[string, RegExp, () => Promise<Readonly<Record<string, string>>>]>([
+    ["a library of another ONNX Runtime", /is ONNX Runtime 1\.18\.0, which does not offer version 29 of the C API/, async () => ({ LAYERWEAVE_ORT_DIR: await folderWithLibrary("other", library, otherVersion) })],
+    ["a library that lacks its one symbol", /lacks the symbol OrtGetApiBase/, async () => ({ LAYERWEAVE_ORT_DIR: await folderWithLibrary("symbol", library, "int unrelated;") })],
+    ["a library that is none", /libonnxruntime\.so\.1: (file too short|invalid ELF header)/, async () => ({ LAYERWEAVE_ORT_DIR: await folderWith("text", library, "no library") })],
+    ["a folder without a library", /holds no libonnxruntime/, async () => ({ LAYERWEAVE_ORT_DIR: await folderWith("empty", "readme", "") })],
+    ["an addon that is none", /layerweave_native\.node: (file too short|invalid ELF header)/, async () => ({ LAYERWEAVE_NATIVE_DIR: await folderWith("addon", "layerweave_native.node", "no addon") })],
+    ["a folder without an addon", /layerweave_native\.node/, async () => ({ LAYERWEAVE_NATIVE_DIR: await folderWith("none", "readme", "") })],
+  ])("%s", async (_, message, environment) => {
+    const { code, message: found, auto, logits } = await refusal(await environment());
+    expect(code).toBe("runtime/native-unavailable");
+    expect(found).toMatch(message);
+    expect(auto).toMatch(/^portable because the native runtime can't be used: /);
+    expect(auto).toMatch(message);
+    expect(logits).toBe(259);
+  });
+
+  test.each([
+    ["lacks its one symbol", "int unrelated;", /RegisterCustomOps/],
+    ["refuses", "static const char message[] = \"\"; void* RegisterCustomOps(void* options, const void* base) { (void)options; (void)base; return 0; }", undefined],
+  ])("kernels: a library that %s", async (name, source, reason) => {
+    const folder = await folderWithLibrary(`kernels-${name}`, "liblayerweave_ops.so", source);
+    await copyFile(inRepository("build", "native", "layerweave_native.node"), join(folder, "layerweave_native.node"));
+    const model = JSON.stringify(await fakeModel());
+    const { stdout } = await runScript(`const model = await load(${model}, { backend: "native" }); console.log(JSON.stringify(model.backend)); await model.close();`, { LAYERWEAVE_NATIVE_DIR: folder });
+    const backend = JSON.parse(stdout) as { name: string; ops: string; why: string };
+    expect(backend).toMatchObject({ name: "native", ops: reason ? "function-bodies" : "kernels" });
+    if (reason) expect(backend.why).toMatch(reason);
+  });
+});
+
+describe.skipIf(noNative !== undefined)("the native backend", () => {
+  test("says what runs a model, and why", async () => {
+    const runtime = loadNativeRuntime();
+    if ("reason" in runtime) throw new Error(runtime.reason);
+    await using model = await load(await fakeModel(), { backend: "native" });
+    expect(model.backend).toMatchObject({ name: "native", ops: "path" in runtime.kernels ? "kernels" : "function-bodies" });
+    expect(model.backend.why).toMatch(/^it was asked for, with ONNX Runtime 1\.29\.0/);
+    await using portable = await load(await fakeModel(), { backend: "portable" });
+    expect(portable.backend).toEqual({ name: "portable", ops: "function-bodies", why: "it was asked for" });
+    expect(await portable.memory()).toBeNull();
+  });
+
+  test("a state too large for memory is refused, and the model goes on", async () => {
+    await using model = await load(await fakeModel(), { backend: "native" });
+    for (const batch of [2 ** 40, Number.MAX_SAFE_INTEGER]) {
+      const [problem] = await rejection(model.createState({ batch }));
+      expect(problem?.code).toBe("runtime/state-failed");
+      expect(problem?.message).toMatch(/no memory for a state buffer of \d+ bytes|a state buffer would be too large/);
+    }
+    await using state = await model.createState();
+    expect((await model.forward(state, [[1, 2]]))[0]).toHaveLength(259);
+  });
+
+  test("counts the bytes of states: two buffers of recurrent state, one of a KV cache, shared by snapshots until they part", async () => {
+    await using model = await load(await fakeModel(), { backend: "native" });
+    const measured = async (): Promise<number> => (await model.memory())?.state ?? NaN;
+    expect(await measured()).toBe(0);
+    const slots = model.manifest.state.map(({ shape, growth }) => ({ growth, bytes: shape.reduce<number>((n, d) => n * (d === "B" ? 2 : d === "S" ? 256 : Number(d)), 4) }));
+    const bytes = (growth: string): number => slots.filter((slot) => slot.growth === growth).reduce((n, slot) => n + slot.bytes, 0);
+    const state = await model.createState({ batch: 2 });
+    expect(await measured()).toBe(bytes("per-token") + bytes("constant"));
+    await model.forward(state, [[1, 2], [3]]);
+    expect(await measured()).toBe(bytes("per-token") + 2 * bytes("constant"));
+    const snapshot = await state.snapshot();
+    expect(await measured()).toBe(bytes("per-token") + 2 * bytes("constant"));
+    await model.forward(state, [[1], [3]]);
+    const parted = await measured();
+    expect(parted).toBeGreaterThan(2 * bytes("per-token") + bytes("constant"));
+    expect(parted).toBeLessThanOrEqual(2 * bytes("per-token") + 3 * bytes("constant"));
+    await snapshot[Symbol.asyncDispose]();
+    await state[Symbol.asyncDispose]();
+    expect(await measured()).toBe(0);
+    const memory = await model.memory();
+    expect(memory?.statePeak).toBe(parted);
+    expect(memory?.arenaPeak).toBeGreaterThan(0);
+  });
+
+  test("a prefill that is aborted leaves the chunks it fed, and goes on as if nothing had happened", async () => {
+    await using model = await load(await fakeModel({ ballast: 600 }), { backend: "native" });
+    const ids = Array.from({ length: 48 }, (_, i) => (i * 7) % 250);
+    await using whole = await model.createState();
+    const [expected] = await model.prefill(whole, [ids], { chunk: 4 });
+    await using state = await model.createState();
+    const controller = new AbortController();
+    const aborted = expect(model.prefill(state, [ids], { chunk: 4, signal: controller.signal })).rejects.toMatchObject({ name: "AbortError" });
+    while ((state.lengths[0] ?? 0) < 8) await new Promise(setImmediate);
+    controller.abort();
+    await aborted;
+    // The chunk under way when the signal fired still ends.
+    await using snapshot = await state.snapshot();
+    const fed = snapshot.lengths[0] ?? NaN;
+    expect(fed % 4).toBe(0);
+    expect(fed).toBeLessThan(48);
+    const [logits] = await model.prefill(state, [ids.slice(fed)], { chunk: 4 });
+    expect(logits).toEqual(expected);
+  });
+});

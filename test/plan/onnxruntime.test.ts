@@ -1,0 +1,65 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { compile, type Compiled } from "../../compiler/compile.js";
+import { checkedLayout } from "../../compiler/lower.js";
+import { planModelOf } from "../../core/plan/model.js";
+import { peakFinder, type Peak, type Sizes } from "../../core/plan/peak.js";
+import { cpuCopies } from "../../core/plan/weights.js";
+import { small } from "./layouts.js";
+import { account } from "./ort-accounting.js";
+
+const granularity = 256;
+
+function peak({ manifest }: Compiled, sizes: Sizes): Peak {
+  const { prefill, decode } = manifest.profile.bodies;
+  return peakFinder(sizes.T === 1 ? decode : prefill)(sizes, 4, granularity);
+}
+
+const runs: readonly [string, Sizes, number][] = [
+  ["prefill of 100 tokens", { B: 1, T: 100, S: 200, L: 1 }, 0],
+  ["a chunk behind 50 tokens, three rows, logits of five", { B: 3, T: 33, S: 90, L: 5 }, 50],
+  ["prefill without logits", { B: 2, T: 40, S: 40, L: 0 }, 0],
+  ["decode", { B: 1, T: 1, S: 300, L: 1 }, 150],
+  ["decode of five rows", { B: 5, T: 1, S: 64, L: 1 }, 20],
+];
+
+describe("activations against ONNX Runtime's arena", () => {
+  let out: string;
+  const compiled = new Map<string, Compiled>();
+  beforeAll(async () => {
+    out = await mkdtemp(join(tmpdir(), "layerweave-plan-"));
+    for (const [name, spec] of Object.entries(small)) compiled.set(name, await compile(checkedLayout(spec), { out: join(out, name), weights: { from: "random", seed: 3 } }));
+  });
+  afterAll(() => rm(out, { recursive: true, force: true }));
+
+  // In `mixture` the peak depends on routing; in all others the layout decides it, and the plan is exact to the byte.
+  const decided = Object.keys(small).filter((name) => name !== "mixture");
+  for (const name of decided)
+    test.each(runs)(`${name}: %s`, (_, sizes, past) => {
+      const model = compiled.get(name) as Compiled;
+      const { activationPeak } = account(model.folder, model.manifest, sizes, past);
+      const planned = peak(model, sizes);
+      expect(planned.spread).toBe(planned.total);
+      expect(activationPeak).toBe(planned.total);
+    });
+
+  test.each(runs)("mixture: %s lies between an even and the worst routing", (_, sizes, past) => {
+    const model = compiled.get("mixture") as Compiled;
+    const { activationPeak } = account(model.folder, model.manifest, sizes, past);
+    const planned = peak(model, sizes);
+    expect(activationPeak).toBeGreaterThanOrEqual(planned.spread * 0.98);
+    expect(activationPeak).toBeLessThanOrEqual(planned.total);
+  });
+
+  test("what loading keeps beside the files", () => {
+    for (const name of ["dense", "mamba-wide", "all-experts"]) {
+      const model = compiled.get(name) as Compiled;
+      const { loaded } = account(model.folder, model.manifest, { B: 1, T: 1, S: 1, L: 1 }, 0);
+      const planned = planModelOf(model.manifest);
+      const packed = planned.weights.filter((w) => (w.matrix && w.shape.length === 2 && w.kind !== "embedding") || w.kind === "router").reduce((sum, w) => sum + w.bytes, 0) + cpuCopies(planned);
+      expect(Math.abs(loaded / packed - 1)).toBeLessThan(0.05);
+    }
+  });
+});
