@@ -9,11 +9,16 @@ import { invariant } from "./diagnostics.js";
 export type Dim = number | string;
 export type Shape = readonly Dim[];
 
-type Polynomial = Map<string, number>;
+type Polynomial = ReadonlyMap<string, number>;
+
+/** A graph has thousands of dimensions and few different ones. */
+const parsed = new Map<string, Polynomial>();
 
 function parse(dim: Dim): Polynomial {
   if (typeof dim === "number") return new Map(dim === 0 ? [] : [["", dim]]);
-  const terms: Polynomial = new Map();
+  const known = parsed.get(dim);
+  if (known) return known;
+  const terms = new Map<string, number>();
   for (const term of dim.split(" + ")) {
     const factors = term.split("*");
     const coefficient = Number(factors[0]);
@@ -21,6 +26,7 @@ function parse(dim: Dim): Polynomial {
     const key = (hasCoefficient ? factors.slice(1) : factors).sort().join("*");
     terms.set(key, (terms.get(key) ?? 0) + (hasCoefficient ? coefficient : 1));
   }
+  parsed.set(dim, terms);
   return terms;
 }
 
@@ -37,22 +43,26 @@ export function termsOf(dim: Dim): readonly { readonly coefficient: number; read
 }
 
 export function addDims(a: Dim, b: Dim): Dim {
-  const sum = parse(a);
+  if (typeof a === "number" && typeof b === "number") return a + b;
+  const sum = new Map(parse(a));
   for (const [key, c] of parse(b)) sum.set(key, (sum.get(key) ?? 0) + c);
   return print(sum);
 }
 
 export function mulDims(...dims: readonly Dim[]): Dim {
+  const number = dims.reduce((product: number, dim) => (typeof dim === "number" ? product * dim : product), 1);
+  const symbolic = dims.filter((dim) => typeof dim === "string");
+  if (symbolic.length === 0) return number;
   return print(
-    dims.map(parse).reduce((product, factor) => {
-      const next: Polynomial = new Map();
+    symbolic.map(parse).reduce((product, factor) => {
+      const next = new Map<string, number>();
       for (const [a, ca] of product)
         for (const [b, cb] of factor) {
           const key = [...(a ? a.split("*") : []), ...(b ? b.split("*") : [])].sort().join("*");
           next.set(key, (next.get(key) ?? 0) + ca * cb);
         }
       return next;
-    }, parse(1)),
+    }, parse(number)),
   );
 }
 
@@ -65,7 +75,7 @@ export function divideDims(a: Dim, b: Dim): Dim | undefined {
   const divisor = [...parse(b)];
   const [first] = divisor;
   if (divisor.length !== 1 || !first) return undefined;
-  const quotient: Polynomial = new Map();
+  const quotient = new Map<string, number>();
   for (const [key, c] of parse(a)) {
     const left = key ? key.split("*") : [];
     for (const symbol of first[0] ? first[0].split("*") : []) {

@@ -2,6 +2,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { importCheckpoint } from "../../compiler/importers/index.js";
+import { inRepository } from "../support/folders.js";
 import { compile, type Compiled } from "../../compiler/compile.js";
 import { checkedLayout } from "../../compiler/lower.js";
 import { planModelOf } from "../../core/plan/model.js";
@@ -60,6 +62,32 @@ describe("activations against ONNX Runtime's arena", () => {
       const planned = planModelOf(model.manifest);
       const packed = planned.weights.filter((w) => (w.matrix && w.shape.length === 2 && w.kind !== "embedding") || w.kind === "router").reduce((sum, w) => sum + w.bytes, 0) + cpuCopies(planned);
       expect(Math.abs(loaded / packed - 1)).toBeLessThan(0.05);
+    }
+  });
+});
+
+describe("activations of real checkpoints against ONNX Runtime's arena", () => {
+  // Where tokens are routed, the measured peak must lie between the planned even spread and the planned worst case.
+  const routed = new Set(["jamba-block", "jamba-two-blocks", "mixtral"]);
+  const two: readonly [string, Sizes, number][] = [
+    ["prefill", { B: 2, T: 37, S: 64, L: 1 }, 0],
+    ["decode", { B: 2, T: 1, S: 64, L: 1 }, 37],
+  ];
+  let out: string;
+  beforeAll(async () => {
+    out = await mkdtemp(join(tmpdir(), "layerweave-plan-"));
+  });
+  afterAll(() => rm(out, { recursive: true, force: true }));
+
+  test.each(["llama", "mistral-swa", "mamba", "falcon-mamba", "jamba-dense", "jamba-block", "jamba-two-blocks", "mixtral"])("%s, within 2 %", async (name) => {
+    const checkpoint = await importCheckpoint(inRepository("test/fixtures/hf", name));
+    const model = await compile(checkedLayout(checkpoint.spec), { out: join(out, name), weights: { from: "checkpoint", checkpoint } });
+    for (const [, sizes, past] of two) {
+      const { activationPeak } = account(model.folder, model.manifest, sizes, past);
+      const planned = peak(model, sizes);
+      const least = routed.has(name) ? planned.spread : planned.total;
+      expect(activationPeak).toBeGreaterThanOrEqual(least * 0.98);
+      expect(activationPeak).toBeLessThanOrEqual(planned.total * 1.02);
     }
   });
 });
