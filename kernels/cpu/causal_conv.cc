@@ -1,8 +1,6 @@
 #include "cpu/causal_conv.h"
 
-#include <algorithm>
-
-#include "kernels.h"
+#include "channel_tasks.h"
 
 namespace layerweave::cpu {
 
@@ -11,11 +9,7 @@ const char* causal_conv(const CausalConvParams& p, const Parallel& parallel, Isa
   for (int64_t row = 0; p.lengths && row < p.batch; ++row)
     if (p.lengths[row] < 0 || p.lengths[row] > p.tokens) return "lengths must be 0 to T";
   const KernelTable& kernels = kernel_table(isa);
-  const int64_t blocks = (p.channels + kTaskChannels - 1) / kTaskChannels;
-  parallel_for(parallel, p.batch * blocks, [&](int64_t task) {
-    const int64_t begin = task % blocks * kTaskChannels;
-    kernels.conv_channels(p, task / blocks, begin, std::min(p.channels, begin + kTaskChannels));
-  });
+  for_channels(parallel, p.batch, p.channels, kMaxTaskChannels, [&](int64_t row, int64_t begin, int64_t end) { kernels.conv_channels(p, row, begin, end); });
   return nullptr;
 }
 

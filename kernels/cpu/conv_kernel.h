@@ -1,4 +1,4 @@
-// The causal convolution of up to kTaskChannels channels; see cpu/causal_conv.h.
+// The causal convolution of one task's channels; see cpu/causal_conv.h.
 namespace layerweave::cpu::LAYERWEAVE_ISA {
 
 /// Tokens between the request for a row and its use.
@@ -11,11 +11,16 @@ inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin,
   float* y = p.y + row * p.tokens * p.y_row_stride + begin;
 
   // Copied before the new state is written, which may lie in the same place.
-  float past[kCausalConvMaxKernel][kTaskChannels] = {}, taps[kCausalConvMaxKernel][kTaskChannels] = {}, bias[kTaskChannels] = {};
+  float past[kCausalConvMaxKernel][kMaxTaskChannels], taps[kCausalConvMaxKernel][kMaxTaskChannels], bias[kMaxTaskChannels];
+  for (int64_t i = width; i < width + kLanes && i < kMaxTaskChannels; ++i) {
+    // Lanes behind the last channel, computed and not stored.
+    for (int64_t k = 0; k < kernel; ++k) taps[k][i] = 0;
+    bias[i] = 0;
+  }
   for (int64_t i = 0; i < width; ++i) {
     for (int64_t k = 0; k < kernel; ++k) taps[k][i] = p.weight[(begin + i) * kernel + k];
     for (int64_t k = 0; k < history; ++k) past[k][i] = p.state_in[(row * p.channels + begin + i) * history + k];
-    if (p.bias) bias[i] = p.bias[begin + i];
+    bias[i] = p.bias ? p.bias[begin + i] : 0;
   }
   // Input j of the row, the state's K-1 inputs first.
   const auto input = [&](int64_t j) { return j < history ? past[j] : x + (j - history) * p.x_row_stride; };

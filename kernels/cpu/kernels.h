@@ -13,8 +13,10 @@
 
 namespace layerweave::cpu {
 
-/// Channels a task of the scan and the convolution takes: whole cache lines of every token's row.
-inline constexpr int64_t kTaskChannels = 256;
+/// The most channels that a task of the scan or the convolution takes: a page of every token's row.
+inline constexpr int64_t kMaxTaskChannels = 1024;
+/// The most states (channels times N) that a task of the scan takes, which it keeps in the second-level cache.
+inline constexpr int64_t kMaxTaskStates = 16384;
 
 /// Query rows that are served by streaming the cache once with dot products; more of them go through packed panels.
 inline constexpr int64_t kFewRows = 8;
@@ -36,7 +38,7 @@ struct AttentionPartial {
 struct KernelTable {
   int64_t panel;  // tokens in one panel of packed activations
 
-  /// Channels [begin, end) of a row of the batch, end - begin <= kTaskChannels.
+  /// Channels [begin, end) of a row of the batch, end - begin within the two bounds above.
   void (*scan_channels)(const SelectiveScanParams&, int64_t row, int64_t begin, int64_t end);
   void (*conv_channels)(const CausalConvParams&, int64_t row, int64_t begin, int64_t end);
 

@@ -132,11 +132,15 @@ class Run {
   void pack(const Segment& segment) const {
     if (segment.few) return;
     const int64_t panel = kernels_.panel;
-    float* packed = s_.inputs + segment.at * p_.d_model;
-    for (int64_t r = 0; r < segment.padded(panel); ++r) {
-      float* column = packed + r / panel * p_.d_model * panel + r % panel;
-      const float* x = r < segment.rows ? p_.x + token(segment, r) * p_.d_model : nullptr;
-      for (int64_t d = 0; d < p_.d_model; ++d) column[d * panel] = x ? x[d] : 0;
+    // A few columns of every row at a time: what is written so far stays in the first-level cache until its lines are full.
+    constexpr int64_t kColumns = 64;
+    for (int64_t first = 0; first < segment.padded(panel); first += panel) {
+      float* packed = s_.inputs + (segment.at + first) * p_.d_model;
+      for (int64_t d0 = 0; d0 < p_.d_model; d0 += kColumns)
+        for (int64_t r = 0; r < panel; ++r) {
+          const float* x = first + r < segment.rows ? p_.x + token(segment, first + r) * p_.d_model : nullptr;
+          for (int64_t d = d0; d < std::min(p_.d_model, d0 + kColumns); ++d) packed[d * panel + r] = x ? x[d] : 0;
+        }
     }
   }
 

@@ -1,9 +1,8 @@
-// The selective scan of up to kTaskChannels channels; see cpu/selective_scan.h.
+// The selective scan of one task's channels; see cpu/selective_scan.h.
 namespace layerweave::cpu::LAYERWEAVE_ISA {
 
-inline constexpr int64_t kTokenBlock = 32;
+inline constexpr int64_t kTokenBlock = 16;
 inline constexpr int64_t kStateChunk = LAYERWEAVE_STATE_CHUNK;
-inline constexpr int64_t kChannelBlocks = kTaskChannels / kLanes;
 
 /// Up to here reading the state as it lies, states across the lanes, beats turning it around for channels across the lanes.
 inline constexpr int64_t kFewTokens = 4;
@@ -21,15 +20,6 @@ struct ScanRow {
   int64_t length;
 
   const float* at(const float* x, int64_t stride, int64_t t) const { return x + (row * p.tokens + t) * stride; }
-
-  /// The rows of a block of channels lie too far apart for the hardware to see a pattern.
-  void ask_for(int64_t t, int64_t channel) const {
-    const int64_t later = row * p.tokens + t;
-    will_read(p.u, later * p.u_row_stride + channel);
-    will_read(p.delta, later * p.delta_row_stride + channel);
-    if (p.z) will_read(p.z, later * p.z_row_stride + channel);
-    will_write(p.y, later * p.y_row_stride + channel);
-  }
 
   ScanToken begin_token(int64_t t, int64_t channel, int64_t lanes) const {
     const Floats u = load(at(p.u, p.u_row_stride, t) + channel, lanes);
@@ -76,7 +66,7 @@ inline void scan_many_tokens(const ScanRow& scan, int64_t begin, int64_t end) {
   float* state_out = p.state_out + scan.row * p.channels * states;
 
   // A * log2(e) and the state, channels across the lanes: [block][N].
-  Floats a[kChannelBlocks * kSelectiveScanMaxStates], h[kChannelBlocks * kSelectiveScanMaxStates];
+  Floats a[kMaxTaskStates / kLanes], h[kMaxTaskStates / kLanes];
   for (int64_t channel = begin, block = 0; channel < end; channel += kLanes, ++block) {
     const int64_t lanes = smaller(kLanes, end - channel);
     for (int64_t n = 0; n < states; ++n) {
@@ -98,10 +88,7 @@ inline void scan_many_tokens(const ScanRow& scan, int64_t begin, int64_t end) {
     for (int64_t channel = begin, block = 0; channel < end; channel += kLanes, ++block) {
       const int64_t lanes = smaller(kLanes, end - channel);
       ScanToken tokens[kTokenBlock];
-      for (int64_t t = 0; t < count; ++t) {
-        scan.ask_for(t0 + kTokenBlock + t, channel);
-        tokens[t] = scan.begin_token(t0 + t, channel, lanes);
-      }
+      for (int64_t t = 0; t < count; ++t) tokens[t] = scan.begin_token(t0 + t, channel, lanes);
       int64_t n = 0;
       for (; n + kStateChunk <= states; n += kStateChunk)
         advance<kStateChunk>(tokens, count, active, b + n, p.b_row_stride, c + n, p.c_row_stride, a + block * states + n, h + block * states + n);
@@ -118,7 +105,7 @@ inline void scan_many_tokens(const ScanRow& scan, int64_t begin, int64_t end) {
 inline void scan_few_tokens(const ScanRow& scan, int64_t begin, int64_t end) {
   const SelectiveScanParams& p = scan.p;
   const int64_t states = p.states;
-  float step[kFewTokens][kTaskChannels], driven[kFewTokens][kTaskChannels], sums[kFewTokens][kTaskChannels];
+  float step[kFewTokens][kMaxTaskChannels], driven[kFewTokens][kMaxTaskChannels], sums[kFewTokens][kMaxTaskChannels];
   for (int64_t t = 0; t < p.tokens; ++t)
     for (int64_t channel = begin; channel < end; channel += kLanes) {
       const ScanToken token = scan.begin_token(t, channel, smaller(kLanes, end - channel));

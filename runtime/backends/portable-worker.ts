@@ -247,6 +247,8 @@ async function answer(request: PortableRequest): Promise<unknown> {
         InferenceSession.create(model.graphPath, {
           intraOpNumThreads: model.threads,
           interOpNumThreads: 1,
+          // A pattern is kept for every combination of shapes that was seen, each with memory of its own: more than was planned.
+          enableMemPattern: false,
           // TensorScatter warns on every run; errors are raised as well as logged, and reported once is enough.
           logSeverityLevel: 4,
           // Threads that spin between operators take the cores the event loop needs.
