@@ -27,6 +27,12 @@ export const runtimeDiagnostics = catalogue("runtime", {
     help: () => "Build it with `npm rebuild layerweave` (it needs CMake and a C++17 compiler), or load with backend `portable`.",
     explain: "The native runtime is an addon over the ONNX Runtime library that onnxruntime-node brings, built when the package is installed or taken from a package for the platform. It was asked for by name, so nothing else is used in its place; `auto` would use the portable backend and say so.",
   }),
+  "out-of-memory": define<{ doing: string; problem: string }>({
+    severity: "error",
+    message: ({ doing, problem }) => `The system has no memory to ${doing} (${problem}).`,
+    help: () => "Close other models, or use a smaller batch, chunk or context; `layerweave plan` says what each needs.",
+    explain: "ONNX Runtime or the native runtime asked the system for memory and was refused, because it is used up or because the process is limited (`ulimit -v`, a container). What failed changed nothing: a state is as it was before the run.",
+  }),
   "state-failed": define<{ problem: string }>({
     severity: "error",
     message: ({ problem }) => `The model's state can't be made or copied: ${problem}.`,

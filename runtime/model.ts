@@ -46,11 +46,12 @@ export class Model implements AsyncDisposable, StateOwner {
 
   /**
    * The state that `state.save` wrote: of this model as it was compiled, on any backend and machine.
-   * @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/state-failed`, `runtime/closed`
+   * @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/context-exceeded`, `runtime/state-failed`,
+   *   `runtime/closed`, `plan/over-budget`
    */
   async loadState(file: string): Promise<State> {
     this.#checkOpen();
-    return State.fromFile(this, file);
+    return State.fromFile(this, file, (lengths) => this.reservation.cover(lengths.length));
   }
 
   /**

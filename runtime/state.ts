@@ -68,10 +68,19 @@ export class State implements AsyncDisposable {
     return new State(owner, batch, await owner.session.createState(batch, initialCapacity));
   }
 
-  /** @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/state-failed`, `runtime/worker-stopped` */
-  static async fromFile(owner: StateOwner, path: string): Promise<State> {
+  /**
+   * @param admit told of the rows' lengths before any memory is taken; what it throws is thrown
+   * @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/context-exceeded`,
+   *   `runtime/state-failed`, `runtime/worker-stopped`
+   */
+  static async fromFile(owner: StateOwner, path: string, admit: (lengths: readonly number[]) => void): Promise<State> {
     await using file = await StateFile.open(path, owner.manifest);
     const { lengths } = file;
+    const { contextLength } = owner.manifest.model;
+    lengths.forEach((past, row) => {
+      if (contextLength !== null && past > contextLength) fail(runtimeDiagnostics["context-exceeded"], { row, tokens: 0, past, contextLength });
+    });
+    admit(lengths);
     const id = await owner.session.createState(lengths.length, Math.max(...lengths, 1));
     try {
       for (const slot of owner.manifest.state.keys()) await owner.session.writeState(id, slot, await file.read(slot));

@@ -1,5 +1,7 @@
 // Builds the native runtime into build/native: the addon, and the library with the kernels of our ops.
-//   node scripts/build-native.mjs           fails when it can't
+//   node scripts/build-native.mjs               fails when it can't
+//   node scripts/build-native.mjs --sanitize    into build/native-sanitized, with AddressSanitizer and UndefinedBehaviorSanitizer;
+//                                               use it with LAYERWEAVE_NATIVE_DIR and LD_PRELOAD=$(c++ -print-file-name=libasan.so)
 // As npm's install script it never fails an installation: without it models run on the portable backend, and
 // `LAYERWEAVE_NATIVE=skip` leaves it out on purpose.
 import { execFile, execFileSync } from "node:child_process";
@@ -13,7 +15,8 @@ import { NoHeaders, ortHeaders } from "./fetch-ort-headers.mjs";
 const run = promisify(execFile);
 const require = createRequire(import.meta.url);
 const root = join(import.meta.dirname, "..");
-const out = join(root, "build", "native");
+const sanitize = process.argv.includes("--sanitize");
+const out = join(root, "build", sanitize ? "native-sanitized" : "native");
 const installing = process.env.npm_lifecycle_event === "install";
 
 /** Why nothing was built, in a few words. */
@@ -42,7 +45,7 @@ async function cmake(project, options) {
   const work = join(out, "cmake", project.replaceAll("/", "-"));
   await mkdir(work, { recursive: true });
   const log = join(work, "build.log");
-  const flags = Object.entries({ CMAKE_BUILD_TYPE: "Release", ...options }).map(([name, value]) => `-D${name}=${value}`);
+  const flags = Object.entries({ CMAKE_BUILD_TYPE: "Release", LAYERWEAVE_OUTPUT_DIR: out, LAYERWEAVE_SANITIZE: sanitize ? "ON" : "OFF", ...options }).map(([name, value]) => `-D${name}=${value}`);
   const steps = [
     ["-S", join(root, project), "-B", work, ...flags],
     ["--build", work, "--config", "Release", "--parallel", String(availableParallelism())],
@@ -71,10 +74,9 @@ async function build() {
   });
   await cmake("runtime/native", {
     ORT_INCLUDE_DIR: headers,
-    LAYERWEAVE_OUTPUT_DIR: out,
     NODE_INCLUDE_DIRS: [require("node-api-headers").include_dir, dirname(require.resolve("node-addon-api/package.json"))].join(";"),
   });
-  await cmake("kernels/cpu", { ORT_INCLUDE_DIR: headers, LAYERWEAVE_OUTPUT_DIR: out, LAYERWEAVE_TESTS: "OFF" });
+  await cmake("kernels/cpu", { ORT_INCLUDE_DIR: headers, LAYERWEAVE_TESTS: "OFF" });
 }
 
 const prebuilt = `@layerweave/${process.platform}-${process.arch}`;

@@ -45,6 +45,8 @@ export function memoryFigure({ plans, plan, contexts, top }: MemoryCurve): Marku
     return el("polygon", { points: points.join(" "), fill: paint(colour), class: "area" }, el("title", {}, name));
   });
   const budget = plan.budget.bytes;
+  // A label near the right edge ends there.
+  const planned = x(plan.context) > frame.right - 70 ? { x: frame.right, "text-anchor": "end" } : { x: x(plan.context), "text-anchor": "middle" };
   const largest = plan.budget.maxContext;
   const cut = plans.some((p) => p.bytes.total > top);
   return svg(
@@ -55,12 +57,11 @@ export function memoryFigure({ plans, plan, contexts, top }: MemoryCurve): Marku
     gigabyteAxis(frame, y, top),
     contextAxis(frame, x, contexts),
     el("line", { class: "planned", x1: x(plan.context), x2: x(plan.context), y1: frame.top, y2: frame.bottom }),
+    // Lighter below, so that it shows on the areas too.
+    el("line", { x1: frame.left, x2: frame.right, y1: y(budget), y2: y(budget), stroke: paint("panel"), "stroke-width": 4 }),
     el("line", { class: "budget", "data-bytes": String(budget), x1: frame.left, x2: frame.right, y1: y(budget), y2: y(budget) }),
     el("text", { class: "budget-label", x: frame.left + 6, y: y(budget) - 6 }, `budget ${formatBytes(budget)}`),
     largest >= contexts[0] && largest <= contexts[1] ? el("circle", { class: "largest", cx: x(largest), cy: y(budget), r: 4.5, fill: paint("bad"), stroke: paint("panel"), "stroke-width": 1.5 }, el("title", {}, `largest context ${largest}`)) : [],
-    el("text", { class: "halo", x: plannedLabelAt(x(plan.context)).x, y: frame.top - 8, "text-anchor": plannedLabelAt(x(plan.context)).anchor }, `planned: ${formatCount(plan.context)}${cut ? ", cut off above" : ""}`),
+    el("text", { class: "halo", ...planned, y: frame.top - 8 }, `planned: ${formatCount(plan.context)}${cut ? ", cut off above" : ""}`),
   );
 }
-
-/** Labels near the right edge end there. */
-const plannedLabelAt = (x: number) => (x > frame.right - 70 ? { x: frame.right, anchor: "end" } : { x, anchor: "middle" });

@@ -30,9 +30,9 @@ export function buildBlocks(layout: Layout): BlockModel {
             spec,
             norm: { name: normName, spec: layer.norm },
             parameters: [
-              ...normParameters(normName, layer.norm, layout.dModel),
-              ...parameters.map((p) => ({ ...p, name: `layers.${i}.${spec.kind}.${p.name}` })),
-            ].map((p) => ({ ...p, layer: i, origin })),
+              ...normParameters(normName, layer.norm, layout.dModel).map((p) => ({ ...p, layer: i, origin })),
+              ...parameters.map((p) => ({ ...p, name: `layers.${i}.${spec.kind}.${p.name}`, layer: i, origin })),
+            ],
             state: [],
             origin,
           },

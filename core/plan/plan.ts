@@ -1,5 +1,4 @@
 import { type Diagnostic, diagnostic, fail } from "../diagnostics.js";
-import { evaluateDim, mulDims } from "../dim.js";
 import { bytesPerElement, type Dtype } from "../dtype.js";
 import type { StateSlot } from "../manifest.js";
 import type { Device } from "./devices.js";
@@ -110,7 +109,7 @@ export function plan(model: PlanModel, options: PlanOptions): Plan {
     decode,
     budget: { bytes: budget, fits, maxContext, maxBatch },
     reliefs: fits ? [] : reliefs(model, options, bytes.total, budget, { maxContext, maxBatch }),
-    roofline: roofline(model, { ...options, slotBytes: (slot, positions) => rowBytes(slot, options).fixed + positions * rowBytes(slot, options).perPosition }),
+    roofline: roofline(model, { ...options, slotBytes: (slot, positions) => bytesWith(rowBytes(slot, options), positions) }),
   };
 }
 
@@ -168,7 +167,7 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
     const decode = decodePeak({ ...sizes, T: 1 }, computeBytes, granularity);
     const prefill = tokens === 1 ? decode : prefillPeak({ ...sizes, T: tokens }, computeBytes, granularity);
     const peak = prefill.total >= decode.total ? prefill : decode;
-    const bytesOf = ({ fixed, perPosition }: RowBytes) => batch * (fixed + context * perPosition);
+    const bytesOf = (row: RowBytes) => batch * bytesWith(row, context);
     const parts = {
       weights,
       kvCache: bytesOf(state.key) + bytesOf(state.value),
@@ -193,10 +192,11 @@ interface RowBytes {
 }
 
 function rowBytes(slot: StateSlot, options: PlanOptions): RowBytes {
-  const elements = mulDims(...slot.shape);
-  const at = (S: number) => evaluateDim(elements, { B: 1, S }) * bytesPerElement[dtypeOf(slot, options)];
-  return { fixed: at(0), perPosition: at(1) - at(0) };
+  const bytes = slot.shape.reduce((product: number, extent) => (typeof extent === "number" ? product * extent : product), bytesPerElement[dtypeOf(slot, options)]);
+  return slot.growth === "per-token" ? { fixed: 0, perPosition: bytes } : { fixed: bytes, perPosition: 0 };
 }
+
+const bytesWith = ({ fixed, perPosition }: RowBytes, positions: number): number => fixed + positions * perPosition;
 
 const added = (parts: readonly RowBytes[]): RowBytes => ({ fixed: parts.reduce((sum, p) => sum + p.fixed, 0), perPosition: parts.reduce((sum, p) => sum + p.perPosition, 0) });
 

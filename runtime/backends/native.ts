@@ -9,12 +9,16 @@ import { originInMessage } from "./portable.js";
 /** [B] as the graph takes it. */
 const int64 = (values: readonly number[]): BigInt64Array => BigInt64Array.from(values, BigInt);
 
+/** How allocators of C++ and of ONNX Runtime say that there is no memory. */
+const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for/;
+
 /** Runs `work`; what the addon says when it fails becomes a diagnostic. */
-async function described<Value>(work: () => Promise<Value>, describe: (problem: string) => Diagnostic): Promise<Value> {
+async function described<Value>(doing: string, work: () => Promise<Value>, describe: (problem: string) => Diagnostic): Promise<Value> {
   try {
     return await work();
   } catch (error) {
-    throw new LayerweaveError([describe(error instanceof Error ? error.message.trim() : String(error))]);
+    const problem = error instanceof Error ? error.message.trim() : String(error);
+    throw new LayerweaveError([noMemory.test(problem) ? diagnostic(runtimeDiagnostics["out-of-memory"], { doing, problem }) : describe(problem)]);
   }
 }
 
@@ -41,6 +45,7 @@ class NativeSession implements BackendSession {
 
   forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
     return described(
+      "run the model",
       () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices),
       (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)),
     );
@@ -68,7 +73,7 @@ class NativeSession implements BackendSession {
   }
 
   #ofState<Value>(work: () => Promise<Value>): Promise<Value> {
-    return described(work, (problem) => diagnostic(runtimeDiagnostics["state-failed"], { problem }));
+    return described("hold the state", work, (problem) => diagnostic(runtimeDiagnostics["state-failed"], { problem }));
   }
 }
 
@@ -109,6 +114,7 @@ export function nativeBackend({ addon, library, kernels }: NativeRuntime): Backe
         state: manifest.state.map(slotOptions),
       };
       const session = await described(
+        "load the model",
         () => addon.openSession(options),
         (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
       );

@@ -2,6 +2,8 @@ import { execFileSync } from "node:child_process";
 import { copyFile, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
+import { checkedLayout, compile } from "layerweave/compiler";
+import * as dsl from "layerweave/dsl";
 import { load } from "#dist/runtime/index.js";
 import { loadNativeRuntime } from "#dist/runtime/backends/native-addon.js";
 import { rejection } from "../runtime/diagnostics.js";
@@ -97,13 +99,24 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
 
   test("a state too large for memory is refused, and the model goes on", async () => {
     await using model = await load(await fakeModel(), { backend: "native" });
-    for (const batch of [2 ** 40, Number.MAX_SAFE_INTEGER]) {
-      const [problem] = await rejection(model.createState({ batch }));
-      expect(problem?.code).toBe("runtime/state-failed");
-      expect(problem?.message).toMatch(/no memory for a state buffer of \d+ bytes|a state buffer would be too large/);
-    }
+    expect(await rejection(model.session.createState(2 ** 40, 256))).toMatchObject([{ code: "runtime/out-of-memory", message: expect.stringMatching(/no memory for a state buffer of \d+ bytes/) }]);
+    expect(await rejection(model.session.createState(2 ** 60, 256))).toMatchObject([{ code: "runtime/state-failed", message: expect.stringMatching(/a state buffer would be too large/) }]);
     await using state = await model.createState();
     expect((await model.forward(state, [[1, 2]]))[0]).toHaveLength(259);
+  });
+
+  test("weights that kernels read as they are stored stay where the file is mapped", async () => {
+    const folder = join(out, "experts");
+    const block = dsl.block({ layers: 1, mixer: dsl.mamba(), channelMixer: dsl.moe({ nExperts: 16, topK: 2, dFf: 1024 }) });
+    const spec = dsl.model({ name: "experts", vocabSize: 64, dModel: 128, norm: dsl.rmsNorm({ eps: 1e-6 }), blocks: 1, block });
+    await compile(checkedLayout(spec), { out: folder, weights: { from: "random", seed: 1 } });
+    await using loaded = await load(folder, { backend: "native" });
+    const experts = loaded.manifest.weights.filter(({ kind }) => kind === "experts").reduce((n, { bytes }) => n + bytes, 0);
+    await using state = await loaded.createState();
+    await loaded.forward(state, [[1, 2, 3]]);
+    const memory = await loaded.memory();
+    expect(experts).toBeGreaterThan(20e6);
+    if (loaded.backend.ops === "kernels") expect(memory?.arenaPeak).toBeLessThan(experts / 4);
   });
 
   test("counts the bytes of states: two buffers of recurrent state, one of a KV cache, shared by snapshots until they part", async () => {
