@@ -52,7 +52,7 @@ export async function load(folder: string, options: LoadOptions = {}): Promise<M
   const limited = withContext(manifest, options.context);
   const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force });
   try {
-    const session = await backend.open({ folder, manifest, threads });
+    const session = await backend.open({ folder, manifest: limited, threads });
     return new Model(folder, limited, session, tokenizer, choice, reservation);
   } catch (error) {
     reservation[Symbol.dispose]();

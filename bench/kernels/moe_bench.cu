@@ -1,5 +1,6 @@
 // Times the experts and the int8 linear layer of a few tokens against the card's
-// copy rate, counting each distinct expert's weights once.
+// copy rate, counting each distinct expert's weights once, and the experts of
+// many tokens, whose rate moe_peers.py sets beside that of a dense product.
 // moe_bench [--commit HASH] [--date DATE] [--driver VERSION] [--json FILE]
 
 #include <cmath>
@@ -32,6 +33,7 @@ struct Result {
   int64_t tokens;
   double distinct_experts;  // mean over the rotation, 0 for a dense layer
   double ms, bytes;
+  double flops = 0;  // of many tokens
 };
 
 struct MoeSize {
@@ -56,7 +58,7 @@ void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType typ
     DeviceBuffer y(tokens * size.d_model * 2), logits(tokens * size.experts * 4), arrivals((1 + packed_panels(size.d_model)) * 4);
     DeviceBuffer ints(kLaunches * (3 * choices + size.experts + 1) * 4), weights(kLaunches * choices * 4);
     arrivals.fill(0);
-    MoeDecodeParams experts{};
+    MoeParams experts{};
     experts.tokens = tokens;
     experts.d_model = size.d_model;
     experts.d_ff = size.d_ff;
@@ -76,7 +78,7 @@ void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType typ
       CUDA_CHECK(moe_route(params, DType::kBFloat16, stream));
     };
     const auto decode = [&](int i, cudaStream_t stream) {
-      MoeDecodeParams params = experts;
+      MoeParams params = experts;
       params.gate_up = gate_up.data();
       params.down = downs.data();
       params.gate_up_scale = static_cast<const float*>(gate_up_scale.data());
@@ -111,6 +113,40 @@ void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType typ
   }
 }
 
+void bench_prefill(std::vector<Result>& results, const MoeSize& size, const std::vector<int64_t>& token_counts) {
+  const int64_t pair = packed_elements(packed_pair_rows(size.d_ff), size.d_model), down = packed_elements(size.d_model, size.d_ff);
+  const DeviceBuffer gate_up = random_codes(size.experts * pair, 4), downs = random_codes(size.experts * down, 5);
+  const DeviceBuffer gate_up_scale = random_buffer(size.experts * packed_pair_rows(size.d_ff), DType::kFloat32, 1e-5f, 2e-4f);
+  const DeviceBuffer down_scale = random_buffer(size.experts * size.d_model, DType::kFloat32, 1e-5f, 2e-4f);
+  const DeviceBuffer router = random_buffer(size.experts * size.d_model, DType::kFloat32, 0.02f, 0.f);
+  DeviceBuffer arrivals(4);
+  arrivals.fill(0);
+  for (const int64_t tokens : token_counts) {
+    const int64_t choices = tokens * size.top_k;
+    const DeviceBuffer x = random_buffer(tokens * size.d_model, DType::kBFloat16, 1.f, 0.f);
+    const DeviceBuffer y(tokens * size.d_model * 2), logits(tokens * size.experts * 4), weights(choices * 4),
+        ints((3 * choices + size.experts + 1) * 4);
+    int32_t* at = static_cast<int32_t*>(ints.data());
+    const Routing routing{at, static_cast<float*>(weights.data()), at + 3 * choices, at + choices, at + 2 * choices};
+    MoeParams params{tokens, size.d_model, size.d_ff, size.experts, size.top_k, PackedType::kInt8, gate_up.data(), downs.data(),
+                     static_cast<const float*>(gate_up_scale.data()), static_cast<const float*>(down_scale.data()), x.data(), nullptr,
+                     y.data(), routing, nullptr, nullptr};
+    const DeviceBuffer workspace(moe_prefill_workspace(params));
+    params.workspace = workspace.data();
+    const MoeRouteParams route{tokens, size.d_model, size.experts, size.top_k, RouterOrder::kSoftmaxThenTopK, false, x.data(),
+                               static_cast<const float*>(router.data()), static_cast<float*>(logits.data()), routing,
+                               static_cast<uint32_t*>(arrivals.data())};
+    const std::string shape = "E" + std::to_string(size.experts) + " top-" + std::to_string(size.top_k) + " " +
+                              std::to_string(size.d_model) + "x" + std::to_string(size.d_ff);
+    const double flops = 6.0 * static_cast<double>(choices) * static_cast<double>(size.d_model * size.d_ff);
+    const double bytes = static_cast<double>(size.experts * (pair + down));
+    const double route_ms = median_ms(1, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_route(route, DType::kBFloat16, stream)); });
+    const double ms = median_ms(1, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_prefill(params, DType::kBFloat16, stream)); });
+    results.push_back({"moe_route", "float32", shape, tokens, static_cast<double>(size.experts), route_ms, static_cast<double>(tokens * size.d_model * 2)});
+    results.push_back({"moe_prefill", "int8", shape, tokens, static_cast<double>(size.experts), ms, bytes, flops});
+  }
+}
+
 void bench_linear(std::vector<Result>& results, int64_t columns, int64_t rows, const std::vector<int64_t>& batches) {
   const int64_t bytes = packed_elements(rows, columns);
   const int sets = static_cast<int>(kRotatingBytes / bytes) + 1;
@@ -119,7 +155,10 @@ void bench_linear(std::vector<Result>& results, int64_t columns, int64_t rows, c
     const DeviceBuffer x = random_buffer(tokens * columns, DType::kBFloat16, 1.f, 0.f);
     DeviceBuffer y(tokens * rows * 2), arrivals(packed_panels(rows) * 4);
     arrivals.fill(0);
-    LinearInt8Params params{tokens, rows, columns};
+    LinearInt8Params params{};
+    params.tokens = tokens;
+    params.rows = rows;
+    params.columns = columns;
     DeviceBuffer partial(linear_int8_workspace(params));
     params.scale = static_cast<const float*>(scale.data());
     params.x = x.data();
@@ -149,13 +188,14 @@ int main(int argc, char** argv) {
   std::vector<Result> results;
   bench_moe(results, {}, PackedType::kInt8, {1, 2, 4, 8, 16});
   bench_moe(results, {}, PackedType::kBFloat16, {1, 16});
+  bench_prefill(results, {}, {256, 2048, 8192});
   for (const auto& [columns, rows] : {std::pair<int64_t, int64_t>{4096, 16384}, {8192, 4096}, {4096, 28672}, {14336, 4096}, {4096, 65536}})
     bench_linear(results, columns, rows, {1, 16});
 
-  std::printf("%-22s %-9s %-22s %3s %8s %9s %9s %6s\n", "kernel", "weights", "shape", "M", "experts", "ms", "copy ms", "limit");
+  std::printf("%-22s %-9s %-22s %5s %8s %9s %9s %6s %8s\n", "kernel", "weights", "shape", "M", "experts", "ms", "copy ms", "limit", "TFLOP/s");
   for (const Result& r : results)
-    std::printf("%-22s %-9s %-22s %3lld %8.2f %9.4f %9.4f %5.0f%%\n", r.kernel.c_str(), r.weights.c_str(), r.shape.c_str(),
-                static_cast<long long>(r.tokens), r.distinct_experts, r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e5 / r.ms);
+    std::printf("%-22s %-9s %-22s %5lld %8.2f %9.4f %9.4f %5.0f%% %8.0f\n", r.kernel.c_str(), r.weights.c_str(), r.shape.c_str(),
+                static_cast<long long>(r.tokens), r.distinct_experts, r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e5 / r.ms, r.flops / r.ms * 1e-9);
 
   std::FILE* const out = options.open();
   if (out == nullptr) {
@@ -170,9 +210,9 @@ int main(int argc, char** argv) {
     const Result& r = results[i];
     std::fprintf(out,
                  "    {\"kernel\": \"%s\", \"weights\": \"%s\", \"shape\": \"%s\", \"tokens\": %lld, \"distinct_experts\": %.3f, "
-                 "\"bytes\": %.0f, \"median_ms\": %.5f, \"copy_limit_ms\": %.5f, \"fraction_of_limit\": %.3f}%s\n",
+                 "\"bytes\": %.0f, \"median_ms\": %.5f, \"copy_limit_ms\": %.5f, \"fraction_of_copy\": %.3f, \"tflops\": %.1f}%s\n",
                  r.kernel.c_str(), r.weights.c_str(), r.shape.c_str(), static_cast<long long>(r.tokens), r.distinct_experts, r.bytes,
-                 r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e3 / r.ms, i + 1 == results.size() ? "" : ",");
+                 r.ms, r.bytes / copy * 1e3, r.bytes / copy * 1e3 / r.ms, r.flops / r.ms * 1e-9, i + 1 == results.size() ? "" : ",");
   }
   std::fprintf(out, "  ]\n}\n");
   if (out != stdout && std::fclose(out) != 0) {

@@ -37,7 +37,10 @@ void check(Tally& tally, const Case& test, std::mt19937_64& random) {
   const DeviceBuffer dweight = upload_values(packed), dscale = upload_values(scale);
   DeviceBuffer y(test.tokens * test.rows * size_of(test.dtype)), arrivals(packed_panels(test.rows) * 4);
   arrivals.fill(0);
-  LinearInt8Params params{test.tokens, test.rows, test.columns};
+  LinearInt8Params params{};
+  params.tokens = test.tokens;
+  params.rows = test.rows;
+  params.columns = test.columns;
   DeviceBuffer partial(linear_int8_workspace(params));
   params.weight = dweight.data();
   params.scale = static_cast<const float*>(dscale.data());

@@ -1,4 +1,4 @@
-// moe_route and moe_decode against float64 references. --quick for the sanitizer.
+// moe_route, moe_decode and moe_prefill against float64 references. --quick for the sanitizer.
 
 #include "moe.cuh"
 
@@ -19,9 +19,10 @@ struct Case {
   bool ties = false;      // experts 0 and 1, 2 and 3, ... have the same logits
   int residual = 0;       // 1 apart from y, 2 the same memory
   bool favourite = false; // every token chooses the last expert first
+  bool prefill = false;
 
   std::string name() const {
-    return std::string(name_of(dtype)) + (weights == PackedType::kInt8 ? " int8" : " bf16") + " M=" + std::to_string(tokens) +
+    return std::string(prefill ? "prefill " : "decode ") + name_of(dtype) + (weights == PackedType::kInt8 ? " int8" : " bf16") + " M=" + std::to_string(tokens) +
            " D=" + std::to_string(d_model) + " F=" + std::to_string(d_ff) + " E=" + std::to_string(experts) +
            " K=" + std::to_string(top_k) + (order == RouterOrder::kSoftmaxThenTopK ? "" : " top-k first") +
            (renormalise ? " renormalised" : "") + (ties ? " ties" : "") + " residual " + std::to_string(residual) +
@@ -179,7 +180,7 @@ Matrix random_matrix(const Case& test, int64_t rows, int64_t columns, std::mt199
   return m;
 }
 
-void check_decode(Tally& tally, const Case& test, std::mt19937_64& random) {
+void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
   const Routed routed = route(tally, test, random);
   const Matrix gate = random_matrix(test, test.d_ff, test.d_model, random), up = random_matrix(test, test.d_ff, test.d_model, random),
                down = random_matrix(test, test.d_model, test.d_ff, random);
@@ -195,14 +196,14 @@ void check_decode(Tally& tally, const Case& test, std::mt19937_64& random) {
   const DeviceBuffer dresidual = upload(encode(residual, test.dtype));
   DeviceBuffer y(residual.size() * size_of(test.dtype)), arrivals(packed_panels(test.d_model) * 4);
   arrivals.fill(0);
-  MoeDecodeParams params{};
+  MoeParams params{};
   params.tokens = test.tokens;
   params.d_model = test.d_model;
   params.d_ff = test.d_ff;
   params.experts = test.experts;
   params.top_k = test.top_k;
   params.weights = test.weights;
-  DeviceBuffer workspace(moe_decode_workspace(params));
+  DeviceBuffer workspace(test.prefill ? moe_prefill_workspace(params) : moe_decode_workspace(params));
   params.gate_up = dpair.data();
   params.down = ddown.data();
   if (test.weights == PackedType::kInt8) {
@@ -214,13 +215,13 @@ void check_decode(Tally& tally, const Case& test, std::mt19937_64& random) {
   params.y = y.data();
   params.routing = routed.buffers.pointers();
   params.workspace = workspace.data();
-  params.arrivals = static_cast<uint32_t*>(arrivals.data());
+  params.arrivals = test.prefill ? nullptr : static_cast<uint32_t*>(arrivals.data());
   std::vector<unsigned char> first;
   for (int run = 0; run < 2; ++run) {
     y.fill(0xff);
     workspace.fill(0xff);
     if (test.residual == 2) CUDA_CHECK(cudaMemcpy(y.data(), dresidual.data(), y.bytes(), cudaMemcpyDeviceToDevice));
-    CUDA_CHECK(moe_decode(params, test.dtype, nullptr));
+    CUDA_CHECK(test.prefill ? moe_prefill(params, test.dtype, nullptr) : moe_decode(params, test.dtype, nullptr));
     CUDA_CHECK(cudaDeviceSynchronize());
     if (run == 0) first = download(y);
   }
@@ -251,10 +252,10 @@ void check_decode(Tally& tally, const Case& test, std::mt19937_64& random) {
   std::vector<double> want(got.size()), bound(got.size());
   parallel_for(test.tokens * test.d_model, [&](int64_t i) {
     const int64_t m = i / test.d_model, d = i % test.d_model;
-    double total = test.residual == 0 ? 0.0 : residual[i], size = std::abs(total), variance = 0;
+    double total = test.residual == 0 ? 0.0 : residual[i], size = std::abs(total), variance = 0, output_errors = 0;
     for (int64_t k = 0; k < test.top_k; ++k) {
       const int64_t choice = m * test.top_k + k, row = routed.experts[choice] * test.d_model + d;
-      const double weight = static_cast<double>(routed.weights[choice]) * down.scale[row];
+      const double weight = static_cast<double>(routed.weights[choice]) * down.scale[row], before = total;
       for (int64_t f = 0; f < test.d_ff; ++f) {
         const double code = weight * down.values[row * test.d_ff + f];
         const double term = code * hidden[choice * test.d_ff + f], error = code * hidden_bound[choice * test.d_ff + f];
@@ -262,15 +263,22 @@ void check_decode(Tally& tally, const Case& test, std::mt19937_64& random) {
         size += std::abs(term);
         variance += error * error;
       }
+      if (test.prefill) output_errors += output_rounding(test.dtype) * std::abs(total - before) + output_floor(test.dtype);
     }
     // Each hidden value carries its own rounding; they add like independent ones.
     want[i] = total;
-    bound[i] = output_rounding(test.dtype) * std::abs(total) + 8 * std::sqrt(variance) + 1e-6 * size + output_floor(test.dtype);
+    bound[i] = output_rounding(test.dtype) * std::abs(total) + output_errors + 8 * std::sqrt(variance) + 1e-6 * size + output_floor(test.dtype);
   });
   WorstError worst;
   for (size_t i = 0; i < got.size(); ++i) worst.add(static_cast<int64_t>(i), got[i], want[i], bound[i]);
-  tally.record("decode " + test.name(), worst.failure("y"));
+  tally.record(test.name(), worst.failure("y"));
   tally.record("repeats " + test.name(), first == download(y) ? "" : "bits differ");
+}
+
+bool has_wgmma() {
+  cudaDeviceProp card;
+  CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
+  return card.major == 9 && card.minor == 0;
 }
 
 void check_refusals(Tally& tally) {
@@ -293,7 +301,7 @@ void check_refusals(Tally& tally) {
   refuse_route("route: no router", [](auto& p) { p.router = nullptr; });
   refuse_route("route: no permutation", [](auto& p) { p.routing.permutation = nullptr; });
   const auto refuse_decode = [&](const char* name, DType dtype, auto change) {
-    MoeDecodeParams params{1, 8, 8, 4, 2, PackedType::kInt8, any, any, static_cast<float*>(any), static_cast<float*>(any), any, nullptr, any, routing, any, static_cast<uint32_t*>(any)};
+    MoeParams params{1, 8, 8, 4, 2, PackedType::kInt8, any, any, static_cast<float*>(any), static_cast<float*>(any), any, nullptr, any, routing, any, static_cast<uint32_t*>(any)};
     change(params);
     record(name, moe_decode(params, dtype, nullptr));
   };
@@ -305,6 +313,16 @@ void check_refusals(Tally& tally) {
   refuse_decode("decode: no scale", bf16, [](auto& p) { p.down_scale = nullptr; });
   refuse_decode("decode: misaligned x", bf16, [](auto& p) { p.x = static_cast<const char*>(p.x) + 2; });
   refuse_decode("decode: no workspace", bf16, [](auto& p) { p.workspace = nullptr; });
+  const auto refuse_prefill = [&](const char* name, auto change) {
+    MoeParams params{1, 256, 128, 4, 2, PackedType::kInt8, any, any, static_cast<float*>(any), static_cast<float*>(any), any, nullptr, any, routing, any, nullptr};
+    change(params);
+    record(name, moe_prefill(params, bf16, nullptr));
+  };
+  refuse_prefill("prefill: no tokens", [](auto& p) { p.tokens = 0; });
+  refuse_prefill("prefill: D of 128", [](auto& p) { p.d_model = 128; });
+  refuse_prefill("prefill: F of 64", [](auto& p) { p.d_ff = 64; });
+  refuse_prefill("prefill: bfloat16 weights", [](auto& p) { p.weights = PackedType::kBFloat16; });
+  refuse_prefill("prefill: misaligned residual", [](auto& p) { p.residual = static_cast<const char*>(p.y) + 2; });
 }
 
 }  // namespace
@@ -339,7 +357,7 @@ int main(int argc, char** argv) {
     test.residual = static_cast<int>(random() % 3);
     test.order = random() % 2 == 0 ? first : last;
     test.favourite = random() % 2 == 0;
-    check_decode(tally, test, random);
+    check_experts(tally, test, random);
   };
   struct Kind {
     DType dtype;
@@ -352,8 +370,27 @@ int main(int argc, char** argv) {
           if (experts * d_model * d_ff > 16 << 20) continue;
           options(Case{kind.dtype, tokens, d_model, d_ff, experts, top_k, first, false, kind.weights});
         }
-    if (!quick)
-      for (int64_t tokens : {1, 11}) check_decode(tally, Case{kind.dtype, tokens, 4096, 14336, 3, 2, first, false, kind.weights}, random);
+  }
+  if (!quick) {
+    check_experts(tally, Case{DType::kBFloat16, 11, 4096, 14336, 2, 1, first, false, PackedType::kInt8}, random);
+    check_experts(tally, Case{DType::kBFloat16, 1, 4096, 14336, 2, 2, first, false, PackedType::kBFloat16}, random);
+  }
+  if (has_wgmma()) {
+    const auto prefill = [&](DType dtype, int64_t tokens, int64_t d_model, int64_t d_ff, int64_t experts, int64_t top_k) {
+      Case test{dtype, tokens, d_model, d_ff, experts, top_k};
+      test.prefill = true;
+      options(test);
+    };
+    for (DType dtype : {DType::kBFloat16, DType::kFloat16})
+      for (int64_t tokens : quick ? std::vector<int64_t>{1, 70} : std::vector<int64_t>{1, 7, 17, 64, 65, 128, 200, 600})
+        for (const auto& [d_model, d_ff] : quick ? std::vector<std::pair<int64_t, int64_t>>{{256, 128}} : std::vector<std::pair<int64_t, int64_t>>{{256, 128}, {256, 640}, {768, 384}})
+          for (const auto& [experts, top_k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {5, 3}, {16, 2}}) prefill(dtype, tokens, d_model, d_ff, experts, top_k);
+    if (!quick) {
+      prefill(DType::kBFloat16, 150, 256, 128, 64, 8);
+      prefill(DType::kBFloat16, 40, 4096, 14336, 2, 1);
+    }
+  } else {
+    std::printf("moe_prefill: skipped, it needs a card of compute capability 9.0\n");
   }
   check_refusals(tally);
   return tally.finish();

@@ -111,11 +111,10 @@ function release(id: StateId): void {
   states.delete(id);
 }
 
-/** Makes room for `needed` positions: twice the capacity or more, but no more than the context can ever use. */
-function grow(state: StateTensors, needed: number, tokens: number): void {
+/** Makes room for `needed` positions: twice the capacity or more, but no more than the context unless padding needs it. */
+function grow(state: StateTensors, needed: number): void {
   if (needed <= state.capacity) return;
-  const useful = model.contextLength === null ? Infinity : model.contextLength + tokens;
-  const capacity = Math.max(needed, Math.min(2 * state.capacity, useful));
+  const capacity = Math.max(needed, Math.min(2 * state.capacity, model.contextLength ?? Infinity));
   state.slots.forEach((slot, index) => {
     const axis = model.state[index]?.shape.indexOf("S") ?? -1;
     if (axis < 0) return;
@@ -144,7 +143,7 @@ async function forward(request: Extract<PortableRequest, { kind: "forward" }>): 
   const running = session;
   const state = stateOf(request.state);
   const tokens = request.inputIds.length / state.batch;
-  grow(state, Math.max(...request.pastLengths) + tokens, tokens);
+  grow(state, Math.max(...request.pastLengths) + tokens);
   const feeds: Record<string, Tensor> = {
     [model.inputs.inputIds.name]: new Tensor("int64", request.inputIds, [state.batch, tokens]),
     [model.inputs.pastLengths.name]: int64(request.pastLengths),
@@ -231,7 +230,7 @@ function write({ state: id, slot: index, content }: Extract<PortableRequest, { k
 function copyRow({ state: id, fromRow, tokens, to, toRow }: Extract<PortableRequest, { kind: "copy-row" }>): void {
   const source = stateOf(id);
   const target = stateOf(to);
-  grow(target, tokens, 0);
+  grow(target, tokens);
   target.slots.forEach((slot, index) => {
     const from = source.slots[index];
     invariant(from, "one buffer per slot");

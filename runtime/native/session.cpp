@@ -133,9 +133,9 @@ void Session::release_state(StateId id) {
 void Session::make_room(State& state, const std::vector<int64_t>& used, int64_t tokens) {
   const int64_t needed = *std::max_element(used.begin(), used.end()) + tokens;
   if (needed <= state.capacity) return;
-  // Doubling keeps the copying linear in the tokens; more than the context with one run's padding is never used.
+  // Doubling keeps the copying linear in the tokens; the context is what was planned for, and only padding goes beyond it.
   const int64_t doubled = 2 * state.capacity;
-  const int64_t capacity = std::max(needed, spec_.context_length > 0 ? std::min(doubled, spec_.context_length + tokens) : doubled);
+  const int64_t capacity = std::max(needed, spec_.context_length > 0 ? std::min(doubled, spec_.context_length) : doubled);
   // All or nothing: a key buffer and a value buffer of different capacities would fit no run.
   std::vector<Slot> slots = state.slots;
   for (size_t i = 0; i < slots.size(); i++)

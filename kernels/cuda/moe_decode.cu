@@ -1,0 +1,149 @@
+#include "moe.cuh"
+#include "packed_panel.cuh"
+
+namespace layerweave {
+namespace {
+
+struct Plan {
+  int hidden_chunks;   // of gate_up, whose columns are not split: silu needs whole sums
+  ColumnSplit split;   // of down
+  int64_t choices;     // M * K
+  int64_t hidden_bytes;
+};
+
+Plan make_plan(const MoeParams& p) {
+  const int64_t choices = p.tokens * p.top_k;
+  return {static_cast<int>(packed_chunks(p.d_model)), split_columns(packed_panels(p.d_model), p.d_ff, p.weights), choices,
+          choices * p.d_ff * 2};
+}
+
+/// The slot-th expert that has tokens, -1 past the last of `active`.
+struct ActiveExpert {
+  int expert, active;
+  int begin, count;  // its grouped positions
+};
+
+__device__ __forceinline__ ActiveExpert active_expert(const int32_t* offsets, int experts, int slot) {
+  const int lane = threadIdx.x % 32;
+  uint64_t used = 0;
+#pragma unroll
+  for (int group = 0; group < kMoeMaxExperts / 32; ++group) {
+    const int e = group * 32 + lane;
+    used |= uint64_t{__ballot_sync(~0u, e < experts && offsets[e + 1] > offsets[e])} << (32 * group);
+  }
+  const int active = __popcll(used);
+  if (slot >= active) return {-1, active, 0, 0};
+  for (int i = 0; i < slot; ++i) used &= used - 1;
+  const int expert = __ffsll(static_cast<long long>(used)) - 1, begin = offsets[expert];
+  return {expert, active, begin, offsets[expert + 1] - begin};
+}
+
+/// Block (panel, slot): 16 features of the slot's expert.
+template <typename T, PackedType kType>
+__global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
+    gate_up_kernel(const __grid_constant__ MoeParams params, Plan plan) {
+  __shared__ PanelShared shared;
+  const ActiveExpert group = active_expert(params.routing.offsets, static_cast<int>(params.experts), blockIdx.y);
+  if (group.expert < 0) return;
+  const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
+  const uint4* weights = static_cast<const uint4*>(params.gate_up) + panel * plan.hidden_chunks * kLoadsPerChunk<kType> * 32;
+  const T* x = static_cast<const T*>(params.x);
+  block_multiply<T, kType>(
+      weights, 0, plan.hidden_chunks, params.d_model, group.count,
+      [&](int n) { return x + params.routing.permutation[group.begin + n] / params.top_k * params.d_model; }, shared);
+  T* hidden = static_cast<T*>(params.workspace);
+  for (int i = threadIdx.x; i < group.count * 16; i += kPanelThreads) {
+    const int n = i / 16, r = i % 16;
+    const int64_t feature = int64_t{blockIdx.x} * 16 + r;
+    if (feature >= params.d_ff) continue;
+    float gate = shared.total(0, r, n), up = shared.total(1, r, n);
+    if constexpr (kType == PackedType::kInt8) {
+      gate *= params.gate_up_scale[panel * kPanelRows + r];
+      up *= params.gate_up_scale[panel * kPanelRows + 16 + r];
+    }
+    hidden[(group.begin + n) * params.d_ff + feature] = from_float<T>(silu(gate) * up);
+  }
+}
+
+/// Block (panel, part, slot): 32 outputs of the slot's expert over a part of its
+/// features. The last block of a panel sums parts and experts.
+template <typename T, PackedType kType>
+__global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
+    down_kernel(const __grid_constant__ MoeParams params, Plan plan) {
+  __shared__ PanelShared shared;
+  const ActiveExpert group = active_expert(params.routing.offsets, static_cast<int>(params.experts), blockIdx.z);
+  if (group.expert < 0) return;
+  const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
+  const int64_t part = blockIdx.y, first_row = int64_t{blockIdx.x} * kPanelRows;
+  const int first = static_cast<int>(part) * plan.split.slice, end = min(first + plan.split.slice, plan.split.chunks);
+  const uint4* weights = static_cast<const uint4*>(params.down) + panel * plan.split.chunks * kLoadsPerChunk<kType> * 32;
+  const T* hidden = static_cast<const T*>(params.workspace);
+  float* partial = reinterpret_cast<float*>(static_cast<char*>(params.workspace) + plan.hidden_bytes);
+  block_multiply<T, kType>(weights, first, end, params.d_ff, group.count,
+                           [&](int n) { return hidden + (group.begin + n) * params.d_ff; }, shared);
+  for (int i = threadIdx.x; i < group.count * kPanelRows; i += kPanelThreads) {
+    const int n = i / kPanelRows, r = i % kPanelRows;
+    if (first_row + r >= params.d_model) continue;
+    float sum = shared.total(r / 16, r % 16, n);
+    if constexpr (kType == PackedType::kInt8) sum *= params.down_scale[panel * kPanelRows + r];
+    partial[(part * plan.choices + group.begin + n) * params.d_model + first_row + r] = sum;
+  }
+  if (!last_to_arrive(params.arrivals + blockIdx.x, static_cast<unsigned>(plan.split.count * group.active))) return;
+  for (int i = threadIdx.x; i < params.tokens * kPanelRows; i += kPanelThreads) {
+    const int64_t token = i / kPanelRows, row = first_row + i % kPanelRows;
+    if (row >= params.d_model) continue;
+    float total = params.residual == nullptr ? 0.f : to_float(static_cast<const T*>(params.residual)[token * params.d_model + row]);
+    for (int64_t choice = token * params.top_k; choice < (token + 1) * params.top_k; ++choice) {
+      const float* at = partial + params.routing.positions[choice] * params.d_model + row;
+      float sum = 0;
+      for (int p = 0; p < plan.split.count; ++p) sum += __ldcg(at + p * plan.choices * params.d_model);
+      total = fmaf(params.routing.weights[choice], sum, total);
+    }
+    static_cast<T*>(params.y)[token * params.d_model + row] = from_float<T>(total);
+  }
+}
+
+template <typename T, PackedType kType>
+cudaError_t launch(const MoeParams& params, cudaStream_t stream) {
+  const Plan plan = make_plan(params);
+  const unsigned slots = static_cast<unsigned>(std::min(params.experts, plan.choices));
+  const unsigned pair_panels = static_cast<unsigned>(packed_panels(packed_pair_rows(params.d_ff)));
+  gate_up_kernel<T, kType><<<dim3(pair_panels, slots), kPanelThreads, 0, stream>>>(params, plan);
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess) return status;
+  const unsigned panels = static_cast<unsigned>(packed_panels(params.d_model));
+  down_kernel<T, kType>
+      <<<dim3(panels, static_cast<unsigned>(plan.split.count), slots), kPanelThreads, 0, stream>>>(params, plan);
+  return cudaGetLastError();
+}
+
+bool sizes_allowed(const MoeParams& p) {
+  return p.tokens >= 1 && p.tokens <= kMoeMaxDecodeTokens && p.d_model >= 8 && p.d_model % 8 == 0 && p.d_ff >= 8 &&
+         p.d_ff % 8 == 0 && p.d_model < int64_t{1} << 31 && p.d_ff < int64_t{1} << 30 && p.experts >= 1 &&
+         p.experts <= kMoeMaxExperts && p.top_k >= 1 && p.top_k <= std::min(p.experts, kMoeMaxTopK);
+}
+
+}  // namespace
+
+int64_t moe_decode_workspace(const MoeParams& params) {
+  const Plan plan = make_plan(params);
+  return plan.hidden_bytes + plan.split.count * plan.choices * params.d_model * static_cast<int64_t>(sizeof(float));
+}
+
+cudaError_t moe_decode(const MoeParams& params, DType dtype, cudaStream_t stream) {
+  if (!sizes_allowed(params)) return cudaErrorInvalidValue;
+  const bool int8 = params.weights == PackedType::kInt8;
+  if (int8 && (params.gate_up_scale == nullptr || params.down_scale == nullptr)) return cudaErrorInvalidValue;
+  for (const void* tensor : {params.gate_up, params.down, params.x, static_cast<const void*>(params.workspace)})
+    if (tensor == nullptr || !aligned16(tensor)) return cudaErrorInvalidValue;
+  const Routing& routing = params.routing;
+  if (params.y == nullptr || params.arrivals == nullptr || routing.weights == nullptr || routing.offsets == nullptr ||
+      routing.permutation == nullptr || routing.positions == nullptr)
+    return cudaErrorInvalidValue;
+  if (dtype == DType::kBFloat16)
+    return int8 ? launch<__nv_bfloat16, PackedType::kInt8>(params, stream) : launch<__nv_bfloat16, PackedType::kBFloat16>(params, stream);
+  if (dtype == DType::kFloat16 && int8) return launch<__half, PackedType::kInt8>(params, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace layerweave
