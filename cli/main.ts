@@ -15,6 +15,7 @@ import type { SweepOptions } from "./commands/sweep.js";
 import type { VerifyOptions } from "./commands/verify.js";
 import { cliDiagnostics } from "./diagnostics.js";
 import { handleInterrupts, Interrupted } from "./interrupt.js";
+import type { BackendName } from "../runtime/index.js";
 import type { SourceOptions } from "./source.js";
 import { Terminal } from "./terminal.js";
 
@@ -35,6 +36,9 @@ const natural = (text: string): number => {
 };
 
 const listed = (text: string, before: readonly string[] = []): readonly string[] => [...before, text];
+
+const backends = ["auto", "native", "portable"] as const satisfies readonly BackendName[];
+const backend = (): Option => new Option("--backend <name>", "what runs the graph: native where it can be used, or portable (stock ONNX Runtime)").choices(backends).default("auto");
 
 const source = ["<source>", "layout file (.ts), Hugging Face folder or compiled folder"] as const;
 const allowUnknownKeys = ["--allow-unknown-keys", "report unknown keys of a config.json as warnings"] as const;
@@ -127,12 +131,14 @@ function commandLine(terminal: Terminal): Command {
     .option("--context <n>", "tokens to have memory for, such as 8K (default: the model's context length)")
     .option("--budget <bytes>", "memory that may be used, such as 8GiB (default: what is available)")
     .option("--force", "run a model that does not fit in the budget")
+    .addOption(backend())
     .action(async (folder: string, { json: _, ...options }: RunOptions & { readonly json?: boolean }) => (await import("./commands/run.js")).run(terminal, folder, options));
 
   command("verify", "compare a compiled folder with reference logits")
     .argument("<folder>", "compiled folder")
     .requiredOption("--reference <file>", "safetensors file with input_ids and logits")
     .option("--tolerance <x>", "largest relative error that passes", number, 1e-5)
+    .addOption(backend())
     .action(async (folder: string, options: VerifyOptions) => {
       if (!(await (await import("./commands/verify.js")).verifyFolder(terminal, folder, options))) process.exitCode = numericalMismatch;
     });

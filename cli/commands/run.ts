@@ -1,7 +1,7 @@
 import { text as readAll } from "node:stream/consumers";
 import { fail, invariant } from "../../core/diagnostics.js";
 import { parseBytes, parseCount } from "../../core/plan/sizes.js";
-import { type GenerateOptions, type GenerationStats, load, type Prompt } from "../../runtime/index.js";
+import { type BackendName, type GenerateOptions, type GenerationStats, load, type Prompt } from "../../runtime/index.js";
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
@@ -18,13 +18,15 @@ export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenI
   readonly budget?: string;
   /** Runs the model although the plan says that it does not fit. */
   readonly force?: boolean;
+  readonly backend?: BackendName;
 }
 
 /** Continues a prompt: the new text on standard output as it is made, speed and memory on standard error. */
-export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, ...options }: RunOptions): Promise<void> {
+export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, backend = "auto", ...options }: RunOptions): Promise<void> {
   const given = tokenIds ?? (await readPrompt(prompt));
   terminal.status(`loading ${folder}`);
   await using model = await load(folder, {
+    backend,
     force,
     ...(options.chunk === undefined ? {} : { chunk: options.chunk }),
     ...(context === undefined ? {} : { context: parseCount(context, "--context") }),
@@ -64,7 +66,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
   const peakMemoryBytes = process.resourceUsage().maxRSS * 1024;
   const rate = (tokensPerSecond: number | null) => (tokensPerSecond === null ? "" : ` at ${tokensPerSecond.toFixed(1)} tokens/s`);
   terminal.note(
-    `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}`,
+    `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}, ${model.backend.name} backend`,
   );
   terminal.result({
     ...(model.tokenizer ? { text } : {}),
@@ -78,6 +80,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     prefillTokensPerSecond: speed.prefill,
     decodeTokensPerSecond: speed.decode,
     peakMemoryBytes,
+    backend: model.backend,
     reservedBytes: model.reservation.plan.bytes.total,
     warnings: refusal ? [refusal] : [],
   });

@@ -1,4 +1,4 @@
-import { load, verify, type Verification } from "../../runtime/index.js";
+import { type BackendName, load, verify, type Verification } from "../../runtime/index.js";
 import { formatTable } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
 import type { Terminal } from "../terminal.js";
@@ -8,11 +8,12 @@ export interface VerifyOptions {
   readonly reference: string;
   /** Largest relative error that passes. */
   readonly tolerance: number;
+  readonly backend: BackendName;
 }
 
 /** Compares a compiled model with a reference. @returns whether every error is within the tolerance. */
-export async function verifyFolder(terminal: Terminal, folder: string, { reference, tolerance }: VerifyOptions): Promise<boolean> {
-  await using model = await load(folder);
+export async function verifyFolder(terminal: Terminal, folder: string, { reference, tolerance, backend }: VerifyOptions): Promise<boolean> {
+  await using model = await load(folder, { backend });
   terminal.status(`comparing with ${reference}`);
   const verification = await untilInterrupted(async (signal) => {
     const interrupted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
@@ -25,7 +26,7 @@ export async function verifyFolder(terminal: Terminal, folder: string, { referen
   terminal.write(`largest difference of one logit: ${maxAbsError.toExponential(2)}\n`);
   if (stepRelativeError !== null) terminal.write(`relative error of the logits while decoding: ${stepRelativeError.toExponential(2)}\n`);
   terminal.write(`${folder} ${passed ? "agrees" : "does NOT agree"} with the reference within ${tolerance.toExponential()}\n`);
-  terminal.result({ passed, tolerance, ...verification });
+  terminal.result({ passed, tolerance, backend: model.backend, ...verification });
   return passed;
 }
 
