@@ -1,12 +1,14 @@
 import type { Value } from "../../ir/graph.js";
 import type { GraphBuilder } from "../../ir/builder.js";
 import { type CustomOpDefinition, int, type Inputs, text } from "../definition.js";
+import { dequantized } from "./shared.js";
 
 /**
  * Mixture of gated MLPs: each token goes to its top_k experts, y = Σ_e weight_e · down_e(silu(gate_e(x)) · up_e(x)).
  *
  * Router "softmax-then-top-k": p = softmax(x·routerᵀ) over all experts, the top_k largest p are the weights, divided by their
  * sum when `renormalise`. "top-k-then-softmax": a softmax over the top_k largest logits.
+ * Expert weights are gate, up and down of each expert in turn, and in int8 all of their scales after them, in the same order.
  * The body computes each expert only for the tokens that chose it.
  */
 export const moe: CustomOpDefinition = {
@@ -17,19 +19,30 @@ export const moe: CustomOpDefinition = {
   infer: (inputs, attributes) => {
     const [x, router] = [inputs.at(0), inputs.at(1)]; // [M, D], [E, D]
     const experts = int(attributes, "n_experts");
-    inputs.expect(router.shape[0] === experts && inputs.count === 2 + 3 * experts, "a router row and gate, up and down weights per expert");
+    inputs.expect(router.shape[0] === experts && inputs.count === 2 + 3 * experts * (isInt8(inputs) ? 2 : 1), "a router row and gate, up and down weights per expert, with scales if they are int8");
     return [{ dtype: x.dtype, shape: x.shape }];
   },
   overload: (inputs, a) =>
-    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}`,
+    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}${isInt8(inputs) ? "_int8" : ""}`,
   body: (b, inputs, attributes) => {
     const x = inputs.at(0);
     const { weights, experts } = route(b, inputs, attributes);
     let y = b.op("ConstantOfShape", "zero", [b.op("Shape", "x_shape", [x])]); // [M, D]
-    for (let e = 0; e < int(attributes, "n_experts"); e++) y = b.scope(`experts.${e}`, () => addExpert(b, e, x, y, weights, experts, inputs.rest(2 + 3 * e)));
+    const nExperts = int(attributes, "n_experts");
+    for (let e = 0; e < nExperts; e++) {
+      y = b.scope(`experts.${e}`, () => {
+        const projections = ["gate_proj", "up_proj", "down_proj"].map((name, i) => {
+          const [stored, scale] = [inputs.at(2 + 3 * e + i), isInt8(inputs) ? inputs.at(2 + 3 * (nExperts + e) + i) : undefined];
+          return scale ? dequantized(b, `${name}_weight`, stored, scale) : stored;
+        });
+        return addExpert(b, e, x, y, weights, experts, projections);
+      });
+    }
     return [y];
   },
 };
+
+const isInt8 = (inputs: Inputs) => inputs.at(2).dtype === "int8";
 
 /** → weights [M, topK] float, experts [M, topK] int64 */
 function route(b: GraphBuilder, inputs: Inputs, attributes: Parameters<CustomOpDefinition["body"]>[2]): { weights: Value; experts: Value } {
