@@ -61,10 +61,10 @@ function quantizeRow(values: Float32Array, codes: Int8Array): number | undefined
   let largest = 0;
   for (let i = 0; i < values.length; i++) {
     const magnitude = Math.abs(values[i] as number);
-    // Written so that a NaN is taken too, and stays.
-    if (!(magnitude <= largest)) largest = magnitude;
+    if (magnitude > largest) largest = magnitude;
+    else if (Number.isNaN(magnitude)) return undefined;
   }
-  if (!Number.isFinite(largest)) return undefined;
+  if (largest === Number.POSITIVE_INFINITY) return undefined;
   const scale = Math.fround(largest / largestCode) || 1;
   for (let i = 0; i < values.length; i++) {
     const code = (values[i] as number) / scale + roundingShift - roundingShift;

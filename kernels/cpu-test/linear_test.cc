@@ -53,8 +53,6 @@ int main() {
       {"one channel", 40, 17, 1, true},
       {"one input", 40, 1, 17, false},
       {"no rows", 0, 32, 32, true},
-      {"no inputs", 3, 0, 20, true},
-      {"no inputs, packed", 20, 0, 20, true},
   };
   Tally tally;
   for (Isa isa : testable_isas()) {

@@ -11,7 +11,7 @@ class QuantizedLinear : public Kernel {
   void compute(const Call& call) const override {
     const auto x = call.input<float>(0), scale = call.input<float>(2);
     const auto weight = call.input<int8_t>(1);
-    expect(x.shape.size() == 2 && weight.shape.size() == 2 && weight.shape[1] == x.shape[1], "x [M, in] and weight [out, in]", {&x.shape, &weight.shape});
+    expect(x.shape.size() == 2 && weight.shape.size() == 2 && weight.shape[1] == x.shape[1] && x.shape[1] > 0, "x [M, in] and weight [out, in], in at least 1", {&x.shape, &weight.shape});
     const int64_t rows = x.shape[0], depth = x.shape[1], width = weight.shape[0];
     expect(scale.shape == Shape{width}, "scale [out]", {&scale.shape, &weight.shape});
     const float* bias = nullptr;

@@ -13,7 +13,7 @@ namespace layerweave::cpu {
 /// once for up to kLinearSegmentRows rows of x.
 struct LinearParams {
   int64_t rows;   // M
-  int64_t depth;  // K
+  int64_t depth;  // K, at least 1
   int64_t width;  // N
 
   const float* x;        // [M,K]
