@@ -8,8 +8,10 @@ const largestCode = 127;
 /** Elements that are quantised at a time, where a row is no longer. */
 const blockElements = 1 << 20;
 
-/** Added and taken away again, this rounds a double below 2⁵¹ to the nearest whole number, ties to even. */
-const roundingShift = 1.5 * 2 ** 52;
+/** A float32 this large has no room for a fraction: a code added to it is rounded to the nearest whole number, ties to even. */
+const roundingShift = 1.5 * 2 ** 23;
+
+const smallestNormal = 2 ** -126;
 
 /** A matrix [out, in] to be quantised; `chunks` yields its elements as float32 in order, whole elements in each. */
 export interface QuantizedSource {
@@ -58,18 +60,22 @@ export async function* quantizeRows({ name, shape, chunks }: QuantizedSource, sc
 
 /** Fills `codes`. @returns the scale; undefined when an element is not finite. */
 function quantizeRow(values: Float32Array, codes: Int8Array): number | undefined {
-  let largest = 0;
-  for (let i = 0; i < values.length; i++) {
-    const magnitude = Math.abs(values[i] as number);
-    if (magnitude > largest) largest = magnitude;
-    else if (Number.isNaN(magnitude)) return undefined;
+  // Magnitudes are ordered as their bits are, NaN above infinity above all else.
+  const bits = new Int32Array(values.buffer, values.byteOffset, values.length);
+  let largestBits = 0;
+  for (let i = 0; i < bits.length; i++) {
+    const magnitude = (bits[i] as number) & 0x7fffffff;
+    if (magnitude > largestBits) largestBits = magnitude;
   }
-  if (largest === Number.POSITIVE_INFINITY) return undefined;
+  if (largestBits >= 0x7f800000) return undefined;
+  const largest = new Float32Array(Int32Array.of(largestBits).buffer)[0] as number;
   const scale = Math.fround(largest / largestCode) || 1;
-  for (let i = 0; i < values.length; i++) {
-    const code = (values[i] as number) / scale + roundingShift - roundingShift;
-    // The scale of a row of subnormal numbers may be well below max|w| / 127.
-    codes[i] = code > largestCode ? largestCode : code < -largestCode ? -largestCode : code;
+  if (scale < smallestNormal) {
+    // Rounded to few bits, it may be well below max|w| / 127.
+    for (let i = 0; i < values.length; i++) values[i] = Math.max(-largestCode * scale, Math.min(largestCode * scale, values[i] as number));
   }
+  // The float32 holds the code in its last bits, which is all that an Int8Array takes of it: V8 is slow at turning a double into a byte.
+  for (let i = 0; i < values.length; i++) values[i] = (values[i] as number) / scale + roundingShift;
+  for (let i = 0; i < bits.length; i++) codes[i] = bits[i] as number;
   return scale;
 }
