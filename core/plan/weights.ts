@@ -53,7 +53,7 @@ const packedColumns = 16;
 /**
  * What stock ONNX Runtime holds on the CPU beyond the stored bytes: weights that aren't float32 are widened while loading, and
  * those of matrix products are packed anew, after which their mapped pages are given back, unless something else reads them too.
- * int8 weights are widened anew in each run, which the profile of a compiled folder counts.
+ * int8 weights are widened in each run, one at a time, which the profile of a compiled folder counts among the activations.
  */
 export function cpuCopies({ weights, tiedEmbeddings }: PlanModel, quantize: Quantization): number {
   let bytes = 0;

@@ -30,17 +30,21 @@ export const moe: CustomOpDefinition = {
     let y = b.op("ConstantOfShape", "zero", [b.op("Shape", "x_shape", [x])]); // [M, D]
     const nExperts = int(attributes, "n_experts");
     for (let e = 0; e < nExperts; e++) {
-      y = b.scope(`experts.${e}`, () => {
-        const projections = ["gate_proj", "up_proj", "down_proj"].map((name, i) => {
-          const [stored, scale] = [inputs.at(2 + 3 * e + i), isInt8(inputs) ? inputs.at(2 + 3 * (nExperts + e) + i) : undefined];
-          return scale ? dequantized(b, `${name}_weight`, stored, scale) : stored;
-        });
-        return addExpert(b, e, x, y, weights, experts, projections);
-      });
+      const project: Projection = (b, name, x) => {
+        const i = 3 * e + projections.indexOf(name);
+        const weight = inputs.at(2 + i);
+        return b.linear(name, x, isInt8(inputs) ? dequantized(b, `${name}_weight`, weight, inputs.at(2 + 3 * nExperts + i), x) : weight);
+      };
+      y = b.scope(`experts.${e}`, () => addExpert(b, e, x, y, weights, experts, project));
     }
     return [y];
   },
 };
+
+const projections = ["gate_proj", "up_proj", "down_proj"] as const;
+
+/** x [n, in] times one of an expert's weights → [n, out] */
+type Projection = (b: GraphBuilder, name: (typeof projections)[number], x: Value) => Value;
 
 const isInt8 = (inputs: Inputs) => inputs.at(2).dtype === "int8";
 
@@ -60,13 +64,13 @@ function route(b: GraphBuilder, inputs: Inputs, attributes: Parameters<CustomOpD
 }
 
 /** y + the expert's share for the n tokens that chose it → [M, D] */
-function addExpert(b: GraphBuilder, e: number, x: Value, y: Value, weights: Value, experts: Value, [gate, up, down]: readonly Value[]): Value {
+function addExpert(b: GraphBuilder, e: number, x: Value, y: Value, weights: Value, experts: Value, project: Projection): Value {
   const hits = b.op("NonZero", "hits", [b.op("Equal", "chosen", [experts, b.scalar("int64", e)])]); // [2, n]
   const tokens = b.op("Gather", "tokens", [hits, b.scalar("int64", 0)], { axis: 0 }); // [n]
   const weight = b.op("GatherND", "weight", [weights, b.op("Transpose", "hit_pairs", [hits], { perm: [1, 0] })], { batch_dims: 0 }); // [n]
   const rows = b.op("Gather", "rows", [x, tokens], { axis: 0 }); // [n, D]
-  const hidden = b.op("Mul", "hidden", [b.silu("gate", b.linear("gate_proj", rows, gate as Value)), b.linear("up_proj", rows, up as Value)]); // [n, F]
-  const out = b.linear("down_proj", hidden, down as Value); // [n, D]
+  const hidden = b.op("Mul", "hidden", [b.silu("gate", project(b, "gate_proj", rows)), project(b, "up_proj", rows)]); // [n, F]
+  const out = project(b, "down_proj", hidden); // [n, D]
   const share = b.op("Mul", "share", [out, b.op("Unsqueeze", "weight_column", [weight, b.ints(1)])]); // [n, D]
   return b.op("ScatterND", "sum", [y, b.op("Unsqueeze", "token_column", [tokens, b.ints(1)]), share], { reduction: "add" }); // [M, D]
 }

@@ -18,7 +18,7 @@ export const quantizedLinear: CustomOpDefinition = {
   // Whether it projects tokens or the positions whose logits are wanted tells the planner how many rows it has.
   overload: (inputs) => `n${inputs.at(1).shape[0]}_k${inputs.at(1).shape[1]}_${inputs.at(0).shape[0] === "B*T" ? "tokens" : "logits"}${inputs.optional(3) ? "_bias" : ""}`,
   body: (b, inputs) => {
-    const wide = dequantized(b, "wide_weight", inputs.at(1), inputs.at(2)); // [out, in]
+    const wide = dequantized(b, "wide_weight", inputs.at(1), inputs.at(2), inputs.at(0)); // [out, in]
     return [b.linear("y", inputs.at(0), wide, inputs.optional(3) ?? undefined)]; // [M, out]
   },
 };
