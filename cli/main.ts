@@ -43,11 +43,13 @@ const backend = (): Option => new Option("--backend <name>", "what runs the grap
 const source = ["<source>", "layout file (.ts), Hugging Face folder or compiled folder"] as const;
 const allowUnknownKeys = ["--allow-unknown-keys", "report unknown keys of a config.json as warnings"] as const;
 
+const quantize = () => new Option("--quantize <what>", "store experts and dense MLPs, or every linear layer, as int8").choices(quantizations).default("none");
+
 /** What every command that plans is told of device and types. */
 const planning = (command: Command): Command =>
   command
     .option("--chunk <n>", "tokens of one prefill run (default: 8K on a GPU, 512 on the CPU)")
-    .addOption(new Option("--quantize <what>", "store experts and dense MLPs, or every linear layer, as int8").choices(quantizations).default("none"))
+    .addOption(quantize())
     .addOption(new Option("--dtype <type>", "matrices as stored (default: the folder's; for a layout, what the device computes in)").choices(storageDtypes))
     .addOption(new Option("--kv-dtype <type>", "KV cache (default: what the device computes in)").choices(storageDtypes))
     .addOption(new Option("--state-dtype <type>", "SSM states (default: float32)").choices(storageDtypes))
@@ -110,6 +112,7 @@ function commandLine(terminal: Terminal): Command {
     .addOption(new Option("--weights <hf-folder>", "take the weights from this folder (default: the source, if it is one)").conflicts("random"))
     .option("--random <seed>", "make random weights", natural)
     .addOption(new Option("--dtype <type>", "store matrices in this type (default: the checkpoint's; float32 for random ones)").choices(storageDtypes))
+    .addOption(quantize())
     .addOption(new Option("--print-ir-after <pass>", "print the IR after this pass").choices([...passNames, "all"]))
     .option(...allowUnknownKeys)
     .action(async (path: string, options: CompileCommandOptions) => (await import("./commands/compile.js")).compileSource(terminal, path, options));

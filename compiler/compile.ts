@@ -2,15 +2,16 @@ import { createHash, randomUUID } from "node:crypto";
 import { copyFile, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { type Diagnostic, fail, invariant } from "../core/diagnostics.js";
-import { bytesPerElement, type StorageDtype } from "../core/dtype.js";
+import { bytesPerElement, type Dtype, type StorageDtype } from "../core/dtype.js";
 import { type Manifest, manifestFile, manifestVersion, type ManifestWeight, parseManifest } from "../core/manifest.js";
+import { isQuantized, type Quantization } from "../core/plan/weights.js";
 import type { Layout } from "../dsl/resolve.js";
 import { compileDiagnostics } from "./diagnostics.js";
 import type { ImportedCheckpoint } from "./importers/index.js";
 import type { BlockModel } from "./ir/block.js";
 import { allParameters } from "./ir/block.js";
 import type { Module } from "./ir/graph.js";
-import { type Parameter, parameterCounts } from "./ir/parameter.js";
+import { type Parameter, parameterCounts, scaleName, type WeightDtype } from "./ir/parameter.js";
 import { lower, type Trace } from "./lower.js";
 import { encodeOnnx, type Placement } from "./onnx/encode.js";
 import { profileLayout } from "./passes/profile-model.js";
@@ -18,6 +19,7 @@ import { portable } from "./targets/portable.js";
 import type { Target } from "./targets/target.js";
 import { type Binding, bindCheckpoint } from "./weights/bind.js";
 import { convertChunks } from "./weights/convert.js";
+import { quantizeRows } from "./weights/quantize.js";
 import { initialize } from "./weights/random.js";
 import { type Checkpoint, openSafetensors } from "./weights/safetensors.js";
 import { isSystemError } from "./weights/system-errors.js";
@@ -36,6 +38,8 @@ export interface CompileOptions {
   readonly weights: WeightSource;
   /** Storage type of matrices. Default: the checkpoint's own; float32 for random weights. */
   readonly dtype?: StorageDtype;
+  /** What is stored as int8 with a float32 scale per output channel, whatever `dtype` says. Default: none. */
+  readonly quantize?: Quantization;
   readonly target?: Target;
   /** File the layout was written in: calls in it are recorded as the nodes' origins, as `file:line:column`. */
   readonly layoutFile?: string;
@@ -53,6 +57,7 @@ export interface Compiled {
 const graphFile = "model.onnx";
 const layoutFileName = "layout.json";
 const ownWeightsFile = "weights.safetensors";
+const scalesFile = "scales.safetensors";
 
 /**
  * Compiles a checked layout into a folder: graph, manifest, layout, weights and tokenizer.
@@ -60,9 +65,10 @@ const ownWeightsFile = "weights.safetensors";
  * @throws LayerweaveError when the weights don't fit the layout or the folder can't be written.
  */
 export async function compile(layout: Layout, options: CompileOptions): Promise<Compiled> {
-  const { weights, dtype, target = portable } = options;
+  const { weights, dtype, quantize = "none", target = portable } = options;
   const source = weights.from === "checkpoint" ? await openCheckpoint(weights.checkpoint, layout, target) : undefined;
-  const storage = (parameter: Parameter): StorageDtype => {
+  const storage = (parameter: Parameter): WeightDtype => {
+    if (isQuantized(parameter, quantize)) return "int8";
     const found = source?.binding.tensors.get(parameter.name)?.dtype ?? "float32";
     return parameter.matrix ? (dtype ?? found) : found;
   };
@@ -103,7 +109,7 @@ export async function compile(layout: Layout, options: CompileOptions): Promise<
       },
       ...graphInterface(module),
       state: [...module.state],
-      profile: profileLayout(layout, target),
+      profile: profileLayout(layout, target, quantize),
       files: written,
       weights: files.weights,
       origins: nodeOrigins(module, blocks, options.layoutFile),
@@ -138,24 +144,54 @@ interface FilePlan {
 
 /**
  * Decides where every weight lies. A checkpoint's shard is linked when a matrix in it is used as it is; what is converted,
- * random, or left over from shards that are not linked goes into a file of our own.
+ * quantised, random, or left over from shards that are not linked goes into a file of our own. Scales are known when their
+ * weights are written, and go into another: 4 bytes per row wait in memory, a thousandth of what they belong to.
  */
-function planFiles(parameters: readonly Parameter[], source: WeightSource, storage: (parameter: Parameter) => StorageDtype, open: OpenCheckpoint | undefined): FilePlan {
+function planFiles(parameters: readonly Parameter[], source: WeightSource, storage: (parameter: Parameter) => WeightDtype, open: OpenCheckpoint | undefined): FilePlan {
   const bound = (parameter: Parameter) => open?.binding.tensors.get(parameter.name);
   const unchanged = (parameter: Parameter) => bound(parameter)?.dtype === storage(parameter);
   const linked = new Set(parameters.filter((p) => p.matrix && unchanged(p)).map((p) => bound(p)?.tensor.file as string));
   const inPlace = (parameter: Parameter) => unchanged(parameter) && linked.has(bound(parameter)?.tensor.file as string);
 
+  /** Of the int8 weights written so far. */
+  const scales = new Map<string, Float32Array>();
   const own: WrittenTensor[] = parameters
     .filter((p) => !inPlace(p))
     .map((p) => {
       const dtype = storage(p);
-      const bytes = p.shape.reduce((a, b) => a * b, bytesPerElement[dtype]);
-      return { name: p.name, dtype, shape: p.shape, bytes, data: () => contents(p, dtype, source, open) };
+      const data = () => {
+        if (dtype !== "int8") return contents(p, dtype, source, open);
+        const ofRows = new Float32Array(p.shape[0] ?? 0);
+        scales.set(p.name, ofRows);
+        return quantizeRows({ name: p.name, shape: p.shape, chunks: contents(p, "float32", source, open) }, ofRows);
+      };
+      return { name: p.name, dtype, shape: p.shape, bytes: bytesOf(p.shape, dtype), data };
     });
-  const plan = planSafetensors(own);
+  const ownScales: WrittenTensor[] = parameters
+    .filter((p) => storage(p) === "int8")
+    .map((p) => {
+      const shape = p.shape.slice(0, 1);
+      const data = () => {
+        const ofRows = scales.get(p.name);
+        invariant(ofRows, `${p.name} is not written yet`);
+        return [new Uint8Array(ofRows.buffer)];
+      };
+      return { name: scaleName(p.name), dtype: "float32", shape, bytes: bytesOf(shape, "float32"), data };
+    });
+  const ownFiles = [
+    { file: ownWeightsFile, tensors: own },
+    { file: scalesFile, tensors: ownScales },
+  ]
+    .filter(({ tensors }) => tensors.length > 0)
+    .map((written) => ({ ...written, plan: planSafetensors(written.tensors) }));
+  const places = new Map(ownFiles.flatMap(({ file, plan }) => [...plan.offsets].map(([name, offset]) => [name, { file, offset }] as const)));
+  const placeOf = (name: string) => {
+    const place = places.get(name);
+    invariant(place, `${name} has no place`);
+    return place;
+  };
 
-  const weights = parameters.map((p): ManifestWeight => {
+  const weights = parameters.flatMap((p): ManifestWeight[] => {
     const from = bound(p);
     const dtype = storage(p);
     const common = { name: p.name, kind: p.kind, ...(p.layer === undefined ? {} : { layer: p.layer }), dtype, shape: [...p.shape], matrix: p.matrix };
@@ -164,10 +200,11 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
       : source.from === "random"
         ? { from: "random", seed: source.seed }
         : { from: "absent" };
-    if (from && inPlace(p)) return { ...common, file: `weights/${from.tensor.file}`, offset: from.offset, bytes: from.bytes, origin };
-    const offset = plan.offsets.get(p.name);
-    invariant(offset !== undefined, `${p.name} has no place`);
-    return { ...common, file: ownWeightsFile, offset, bytes: p.shape.reduce((a, b) => a * b, bytesPerElement[dtype]), origin };
+    if (from && inPlace(p)) return [{ ...common, file: `weights/${from.tensor.file}`, offset: from.offset, bytes: from.bytes, origin }];
+    const weight = { ...common, ...placeOf(p.name), bytes: bytesOf(p.shape, dtype), origin };
+    if (dtype !== "int8") return [weight];
+    const [name, shape] = [scaleName(p.name), p.shape.slice(0, 1)];
+    return [weight, { ...common, name, dtype: "float32", shape, matrix: false, scalesOf: p.name, ...placeOf(name), bytes: bytesOf(shape, "float32"), origin }];
   });
   const byName = new Map(weights.map((w) => [w.name, w]));
 
@@ -187,17 +224,22 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
         await mkdir(dirname(target), { recursive: true });
         files.push({ file: `weights/${file.file}`, bytes: file.bytes, headerSha256: file.headerSha256, from: await linkOrCopy(file.path, target) });
       }
-      if (own.length > 0) {
-        const written = await writeSafetensors(join(into, ownWeightsFile), own, (done, total) => {
+      const total = ownFiles.reduce((sum, { plan }) => sum + plan.fileBytes, 0);
+      let before = 0;
+      for (const { file, tensors } of ownFiles) {
+        const written = await writeSafetensors(join(into, file), tensors, (done) => {
           signal?.throwIfAborted();
-          onProgress?.({ written: done, total });
+          onProgress?.({ written: before + done, total });
         });
-        files.push({ file: ownWeightsFile, bytes: written.fileBytes, headerSha256: written.headerSha256, from: "written" });
+        before += written.fileBytes;
+        files.push({ file, bytes: written.fileBytes, headerSha256: written.headerSha256, from: "written" });
       }
       return files;
     },
   };
 }
+
+const bytesOf = (shape: readonly number[], dtype: Dtype) => shape.reduce((a, b) => a * b, bytesPerElement[dtype]);
 
 function contents(parameter: Parameter, dtype: StorageDtype, source: WeightSource, open: OpenCheckpoint | undefined): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
   const bound = open?.binding.tensors.get(parameter.name);

@@ -1,11 +1,10 @@
 import { Diagnostics } from "../core/diagnostics.js";
-import type { StorageDtype } from "../core/dtype.js";
 import type { ModelSpec } from "../dsl/model.js";
 import { type Layout, resolveLayout } from "../dsl/resolve.js";
 import { checkStructure } from "../dsl/structure.js";
 import type { BlockModel } from "./ir/block.js";
 import type { Module } from "./ir/graph.js";
-import type { Parameter } from "./ir/parameter.js";
+import type { Parameter, WeightDtype } from "./ir/parameter.js";
 import { printBlocks, printLayout, printModule } from "./ir/print.js";
 import { verifyBlocks, verifyModule } from "./ir/verify.js";
 import { attachBodies } from "./passes/attach-bodies.js";
@@ -50,7 +49,7 @@ export function toBlocks(layout: Layout, target: Target, trace: Trace = () => {}
 }
 
 /** The whole lowering: layout → block IR → tensor IR with the bodies of our ops. `storage` says how each weight is stored. */
-export function lower(layout: Layout, target: Target, storage: (parameter: Parameter) => StorageDtype, trace: Trace = () => {}): { blocks: BlockModel; module: Module } {
+export function lower(layout: Layout, target: Target, storage: (parameter: Parameter) => WeightDtype, trace: Trace = () => {}): { blocks: BlockModel; module: Module } {
   trace("resolve-layout", () => printLayout(layout));
   const blocks = toBlocks(layout, target, trace);
 

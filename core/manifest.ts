@@ -74,7 +74,7 @@ export const weightKinds = ["embedding", "attention", "mamba", "mlp", "experts",
 export type WeightKind = (typeof weightKinds)[number];
 
 const weightOrigin = z.discriminatedUnion("from", [
-  /** Bytes of the checkpoint as they are, or converted (`cast`) from another element type. */
+  /** Bytes of the checkpoint as they are, or converted or quantised from another element type (`cast`). */
   z.strictObject({ from: z.literal("checkpoint"), tensor: name, slice: z.strictObject({ start: z.int().nonnegative(), length: z.int().positive() }).optional(), cast: dtype.optional() }),
   z.strictObject({ from: z.literal("random"), seed: z.int().nonnegative() }),
   /** Compiled without weights: the place is planned, the file is not there. */
@@ -92,6 +92,8 @@ const weight = z.strictObject({
   bytes: z.int().nonnegative(),
   /** Follows the storage type of the model, and may be quantised. */
   matrix: z.boolean(),
+  /** An int8 weight times these, one per row, is the float32 weight that it stands for. */
+  scalesOf: name.optional(),
   origin: weightOrigin,
 });
 export type ManifestWeight = z.infer<typeof weight>;

@@ -2,6 +2,7 @@ import { resolve } from "node:path";
 import { compile, type Compiled, importCheckpoint, type PassName, type Trace, type WeightSource } from "../../compiler/index.js";
 import { fail } from "../../core/diagnostics.js";
 import type { StorageDtype } from "../../core/dtype.js";
+import type { Quantization } from "../../core/plan/weights.js";
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes, formatCount, formatTable } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
@@ -15,12 +16,13 @@ export interface CompileCommandOptions extends SourceOptions {
   /** Seed. */
   readonly random?: number;
   readonly dtype?: StorageDtype;
+  readonly quantize: Quantization;
   readonly printIrAfter?: PassName | "all";
 }
 
 /** Compiles a source into a folder. With `printIrAfter`, standard output carries the IR and nothing else. */
 export async function compileSource(terminal: Terminal, path: string, options: CompileCommandOptions): Promise<void> {
-  const { out, dtype, printIrAfter } = options;
+  const { out, dtype, quantize, printIrAfter } = options;
   const source = await openSource(path, options);
   if (source.kind === "compiled" && resolve(out) === resolve(path)) fail(cliDiagnostics["output-is-source"], { folder: path });
   const weights = await weightsFor(source, options);
@@ -35,6 +37,7 @@ export async function compileSource(terminal: Terminal, path: string, options: C
     compile(source.layout, {
       out,
       weights,
+      quantize,
       trace,
       signal,
       onProgress: terminal.progress("writing weights"),

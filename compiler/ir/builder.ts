@@ -4,7 +4,7 @@ import type { Dtype } from "../../core/dtype.js";
 import type { Origin } from "../../core/origin.js";
 import { inferNode } from "../ops/index.js";
 import type { Attributes, Graph, GraphWeight, Node, Value } from "./graph.js";
-import type { Parameter } from "./parameter.js";
+import { type Parameter, scaleName, type WeightDtype } from "./parameter.js";
 
 /** Builds a graph node by node, inferring the type of every output. Scopes give nodes their path. */
 export class GraphBuilder {
@@ -29,10 +29,14 @@ export class GraphBuilder {
     return value;
   }
 
-  weight(parameter: Parameter, dtype: Dtype): Value {
+  /** The weight in its storage type; an int8 one comes with its scales. */
+  weight(parameter: Parameter, dtype: WeightDtype): Value {
     const value = { name: parameter.name, dtype, shape: parameter.shape };
     this.#weights.push({ value, parameter });
-    return value;
+    if (dtype !== "int8") return value;
+    const scale: Value = { name: scaleName(parameter.name), dtype: "float32", shape: parameter.shape.slice(0, 1) };
+    this.#weights.push({ value: scale, parameter });
+    return { ...value, scale };
   }
 
   /** Everything built by `build` is named below `label` and comes from `origin`. */
@@ -91,8 +95,9 @@ export class GraphBuilder {
     return outputs;
   }
 
-  /** y = x · wᵀ (+ bias): x [M, in], w [out, in] → [M, out] */
+  /** y = x · wᵀ (+ bias): x [M, in], w [out, in] → [M, out]; w may be int8 */
   linear(label: string, x: Value, w: Value, bias?: Value): Value {
+    if (w.scale) return this.op("ai.layerweave::QuantizedLinear", label, [x, w, w.scale, bias ?? null]);
     return this.op("Gemm", label, bias ? [x, w, bias] : [x, w], { transB: 1 });
   }
 

@@ -16,6 +16,8 @@ export interface Value extends Type {
   readonly constant?: readonly number[];
   /** What a shape-like int64 vector is known to hold, so that Reshape can be inferred. */
   readonly content?: readonly Dim[];
+  /** Of an int8 weight [out, in]: float32 [out], times which each row is the weight it stands for. */
+  readonly scale?: Value;
 }
 
 export type Attribute = number | string | readonly number[] | Graph;

@@ -1,3 +1,4 @@
+import type { StorageDtype } from "../../core/dtype.js";
 import type { WeightKind } from "../../core/manifest.js";
 import type { Origin } from "../../core/origin.js";
 import type { Initializer } from "../weights/random.js";
@@ -19,6 +20,12 @@ export interface Parameter extends ParameterSpec {
   readonly layer?: number;
   readonly origin: Origin;
 }
+
+/** How a weight is stored: in a float type, or as int8 with a float32 scale for each row. */
+export type WeightDtype = StorageDtype | "int8";
+
+/** Name of the scales of an int8 weight. */
+export const scaleName = (weight: string): string => `${weight}_scale`;
 
 /** A linear layer's weight, [out, in], drawn so that unit-variance input gives output of variance `gain`². */
 export function matrix(name: string, out: number, inner: number, kind: WeightKind, gain = 1): ParameterSpec {

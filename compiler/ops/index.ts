@@ -4,6 +4,7 @@ import { type CustomOpDefinition, type Inferred, Inputs, type OpDefinition } fro
 import { cachedAttention } from "./layerweave/cached-attention.js";
 import { causalConv } from "./layerweave/causal-conv.js";
 import { moe } from "./layerweave/moe.js";
+import { quantizedLinear } from "./layerweave/quantized-linear.js";
 import { selectiveScan } from "./layerweave/selective-scan.js";
 import { standardOps } from "./standard.js";
 
@@ -15,6 +16,7 @@ export const customOps: Readonly<Record<string, CustomOpDefinition>> = {
   [`${customDomain}::CachedAttention`]: cachedAttention,
   [`${customDomain}::CausalConv`]: causalConv,
   [`${customDomain}::MoE`]: moe,
+  [`${customDomain}::QuantizedLinear`]: quantizedLinear,
   [`${customDomain}::SelectiveScan`]: selectiveScan,
 };
 

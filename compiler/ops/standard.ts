@@ -209,6 +209,11 @@ export const standardOps = {
   MatMul: op(2, matMul),
   Gemm: op([2, 3], gemm, { transB: "int" }),
   Conv: op([2, 3], conv, { group: "int" }),
+  DequantizeLinear: op(2, (inputs, a) => {
+    const [x, scale] = [inputs.at(0), inputs.at(1)];
+    inputs.expect(x.dtype === "int8" && sameShape(scale.shape, [at(x.shape, int(a, "axis"))]), "int8 elements, and a scale for each index of the axis");
+    return [{ dtype: scale.dtype, shape: x.shape }];
+  }, { axis: "int" }),
   RMSNormalization: op(2, (inputs) => {
     inputs.expect(sameShape(inputs.at(1).shape, [at(inputs.at(0).shape, -1)]), "the scale is as long as the last axis");
     return [{ dtype: inputs.at(0).dtype, shape: inputs.at(0).shape }];

@@ -1,15 +1,14 @@
 import { invariant } from "../../core/diagnostics.js";
-import type { StorageDtype } from "../../core/dtype.js";
 import { allParameters, type BlockModel } from "../ir/block.js";
 import { GraphBuilder } from "../ir/builder.js";
 import type { Module, Value } from "../ir/graph.js";
-import type { Parameter } from "../ir/parameter.js";
+import type { Parameter, WeightDtype } from "../ir/parameter.js";
 import { normalise } from "../rules/definition.js";
 import { rulesOf } from "../rules/index.js";
 import type { Target } from "../targets/target.js";
 
 /** Block IR → tensor IR: each op by the rules of its kind, around one residual stream of [M, D], M = B·T. */
-export function lowerBlocks(model: BlockModel, target: Target, storage: (parameter: Parameter) => StorageDtype): Module {
+export function lowerBlocks(model: BlockModel, target: Target, storage: (parameter: Parameter) => WeightDtype): Module {
   const b = new GraphBuilder(model.name, model.origin);
   const inputIds = b.input("input_ids", "int64", ["B", "T"]);
   const pastLengths = b.input("past_lengths", "int64", ["B"]);
@@ -19,7 +18,7 @@ export function lowerBlocks(model: BlockModel, target: Target, storage: (paramet
   const past = new Map(state.map((slot) => [slot, b.input(slot.past, slot.dtype, slot.shape)]));
   const weights = new Map(allParameters(model).map((parameter) => [parameter.name, b.weight(parameter, storage(parameter))]));
 
-  const computed = (value: Value, label: string) => (value.dtype === target.computeDtype ? value : b.op("Cast", label, [value], { to: target.computeDtype }));
+  const computed = (value: Value, label: string) => (value.dtype === target.computeDtype || value.scale ? value : b.op("Cast", label, [value], { to: target.computeDtype }));
   const optional = (name: string, label: string) => {
     const weight = weights.get(name);
     return weight && computed(weight, label);

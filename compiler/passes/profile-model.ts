@@ -2,6 +2,7 @@ import { invariant } from "../../core/diagnostics.js";
 import { type StorageDtype, bytesPerElement } from "../../core/dtype.js";
 import type { PlanModel } from "../../core/plan/model.js";
 import type { Operations, Profile } from "../../core/plan/profile.js";
+import { isQuantized, type Quantization } from "../../core/plan/weights.js";
 import type { Layout } from "../../dsl/resolve.js";
 import { allParameters } from "../ir/block.js";
 import type { Module, Node } from "../ir/graph.js";
@@ -16,7 +17,7 @@ import { schedule } from "./profile-schedule.js";
  * What a layout costs, for any number of rows, tokens, positions and logits. Of equal layers three are lowered and the rest
  * counted: what a layer does and holds depends on its place only through what earlier ones left behind.
  */
-export function profileLayout(layout: Layout, target: Target): Profile {
+export function profileLayout(layout: Layout, target: Target, quantize: Quantization = "none"): Profile {
   const equal = new Map<string, number[]>();
   layout.layers.forEach((layer, i) => {
     const key = JSON.stringify(layer);
@@ -26,7 +27,7 @@ export function profileLayout(layout: Layout, target: Target): Profile {
   });
   const layers = [...equal.values()].flatMap((places) => places.slice(-3)).sort((a, b) => a - b);
   const repeated = [...equal.values()].filter((places) => places.length > 3).map((places) => ({ layer: layers.indexOf(places.at(-3) as number), others: places.slice(0, -3) }));
-  const { module } = lower({ ...layout, layers: layers.map((i) => layout.layers[i] as Layout["layers"][number]) }, target, () => "float32");
+  const { module } = lower({ ...layout, layers: layers.map((i) => layout.layers[i] as Layout["layers"][number]) }, target, (parameter) => (isQuantized(parameter, quantize) ? "int8" : "float32"));
 
   const times = (node: Node) => {
     const layer = /^\/layers\.(\d+)\//.exec(node.name)?.[1];
@@ -91,6 +92,7 @@ function operations({ graph }: Module, times: (node: Node) => number): Operation
   for (const node of graph.nodes) {
     const repeats = times(node);
     switch (node.op) {
+      case "ai.layerweave::QuantizedLinear":
       case "Gemm": {
         const each = repeats * 2 * extent(node, 1, 0) * extent(node, 1, 1);
         const rows = node.inputs[0]?.shape[0];

@@ -101,11 +101,14 @@ function instantiate({ inputNames, body }: FunctionBody, call: Node): readonly N
   return body.nodes.map(renameNode);
 }
 
-/** What depends on weights and constants alone is computed while loading. */
+/**
+ * What depends on weights and constants alone is computed while loading, but for the widening of int8 weights
+ * (`ConstantFolding` leaves DequantizeLinear to kernels that take quantised input).
+ */
 function foldConstants(steps: readonly Step[], resident: Set<string>, weights: readonly string[]): Step[] {
   const known = new Set(weights);
-  return steps.filter(({ inputs, captured, outputs }) => {
-    const constant = captured.length === 0 && inputs.every((v) => !v || v.constant || known.has(v.name));
+  return steps.filter(({ op, inputs, captured, outputs }) => {
+    const constant = op !== "DequantizeLinear" && captured.length === 0 && inputs.every((v) => !v || v.constant || known.has(v.name));
     if (constant)
       for (const { name } of outputs) {
         known.add(name);

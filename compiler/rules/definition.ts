@@ -33,7 +33,7 @@ export interface LowerContext {
   readonly pastLengths: Value;
   /** [B] int64 */
   readonly lengths: Value;
-  /** The mixer's parameter of this local name, in the compute type. */
+  /** The mixer's parameter of this local name, in the compute type or int8 with its scales. */
   readonly parameter: (name: string) => Value;
   readonly optionalParameter: (name: string) => Value | undefined;
   readonly past: (role: StateSlot["role"]) => Value;

@@ -28,7 +28,7 @@ export const moeRules: Rules<Moe> = {
 
   lower: (spec, x, { b, parameter }) => {
     const weights = expertIndices(spec).flatMap((e) => ["gate_proj", "up_proj", "down_proj"].map((name) => parameter(`experts.${e}.${name}.weight`)));
-    const y = b.op("ai.layerweave::MoE", "experts", [x, parameter("router.weight"), ...weights], {
+    const y = b.op("ai.layerweave::MoE", "experts", [x, parameter("router.weight"), ...weights, ...weights.flatMap((w) => w.scale ?? [])], {
       n_experts: spec.nExperts,
       top_k: spec.topK,
       router: spec.router.kind,

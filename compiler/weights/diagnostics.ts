@@ -148,4 +148,10 @@ export const weightsDiagnostics = catalogue("weights", {
     help: () => "Give an output folder that you may write to.",
     explain: "The operating system refused to create or write a file. Its own error is shown. What was written so far is removed.",
   }),
+  "not-finite": define<{ weight: string; row: number }>({
+    severity: "error",
+    message: ({ weight, row }) => `${weight} can't be quantised: row ${row} holds NaN or an infinity.`,
+    help: () => "Compile without --quantize to look into the weights, or repair the checkpoint: such a weight makes every result NaN anyway.",
+    explain: "An int8 row is its largest magnitude divided into 127 steps. A row with NaN or an infinity has no such magnitude. A checkpoint that holds one was damaged, or its training diverged.",
+  }),
 });

@@ -11,6 +11,8 @@ export interface PlannedWeight {
   readonly bytes: number;
   /** Follows the storage type of the model, and may be quantised. */
   readonly matrix: boolean;
+  /** The int8 weight whose scales these are. */
+  readonly scalesOf?: string | undefined;
 }
 
 /** What the planner knows of a model: of a compiled one by its manifest, of a layout by the compiler (`planModel`). */

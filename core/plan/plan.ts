@@ -154,7 +154,7 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
   const prefillPeak = peakFinder(execution.prefill);
   const decodePeak = peakFinder(execution.decode);
   const weights = weightItems(model.weights, quantize).reduce((sum, item) => sum + item.bytes, 0);
-  const weightCopies = device.execution === "bodies" ? cpuCopies(model) : 0;
+  const weightCopies = device.execution === "bodies" ? cpuCopies(model, quantize) : 0;
   const granularity = device.allocator.granularity.value;
   const computeBytes = bytesPerElement[device.computeDtype];
   const rows = model.state.map((slot) => ({ slot, bytes: rowBytes(slot, options) }));

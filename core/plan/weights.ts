@@ -17,7 +17,7 @@ export interface WeightItem {
 const elementsOf = ({ shape }: PlannedWeight) => shape.reduce((a, b) => a * b, 1);
 
 /** A matrix that only ever multiplies: neither looked up, nor a convolution. */
-function isLinear({ matrix, shape, kind }: PlannedWeight): boolean {
+function isLinear({ matrix, shape, kind }: Pick<PlannedWeight, "matrix" | "shape" | "kind">): boolean {
   return matrix && shape.length === 2 && kind !== "embedding";
 }
 
@@ -25,9 +25,12 @@ function isLinear({ matrix, shape, kind }: PlannedWeight): boolean {
  * Symmetric int8 with one float32 scale per output channel, which is a row of the weight.
  * Router, norms, A_log, D and dt bias are no matrices to the compiler and stay; the embedding, also as tied output projection, stays too.
  */
-function isQuantized(weight: PlannedWeight, quantize: Quantization): boolean {
+export function isQuantized(weight: Pick<PlannedWeight, "matrix" | "shape" | "kind">, quantize: Quantization): boolean {
   return isLinear(weight) && (quantize === "int8" || (quantize === "experts-int8" && (weight.kind === "experts" || weight.kind === "mlp")));
 }
+
+/** Whether a plan quantises what is not stored so already. */
+const becomesInt8 = (weight: PlannedWeight, quantize: Quantization) => weight.dtype !== "int8" && isQuantized(weight, quantize);
 
 /** Weights by kind and element type, largest first. */
 export function weightItems(weights: readonly PlannedWeight[], quantize: Quantization): readonly WeightItem[] {
@@ -37,8 +40,8 @@ export function weightItems(weights: readonly PlannedWeight[], quantize: Quantiz
     items.set(kind, ofKind.set(dtype, (ofKind.get(dtype) ?? 0) + elements));
   };
   for (const weight of weights) {
-    const quantized = isQuantized(weight, quantize);
-    add(weight.kind, quantized ? "int8" : weight.dtype, elementsOf(weight));
+    const quantized = becomesInt8(weight, quantize);
+    add(weight.scalesOf === undefined ? weight.kind : "scales", quantized ? "int8" : weight.dtype, elementsOf(weight));
     if (quantized) add("scales", "float32", weight.shape[0] ?? 0);
   }
   return [...items].flatMap(([kind, dtypes]) => [...dtypes].map(([dtype, elements]) => ({ kind, dtype, elements, bytes: elements * bytesPerElement[dtype] }))).sort((a, b) => b.bytes - a.bytes);
@@ -50,10 +53,12 @@ const packedColumns = 16;
 /**
  * What stock ONNX Runtime holds on the CPU beyond the stored bytes: weights that aren't float32 are widened while loading, and
  * those of matrix products are packed anew, after which their mapped pages are given back, unless something else reads them too.
+ * int8 weights are widened in each run, one at a time, which the profile of a compiled folder counts among the activations.
  */
-export function cpuCopies({ weights, tiedEmbeddings }: PlanModel): number {
+export function cpuCopies({ weights, tiedEmbeddings }: PlanModel, quantize: Quantization): number {
   let bytes = 0;
   for (const weight of weights) {
+    if (weight.dtype === "int8" || isQuantized(weight, quantize)) continue;
     const wide = elementsOf(weight) * bytesPerElement.float32;
     const isTable = weight.kind === "embedding";
     const [out = 0, inner = 0] = weight.shape;
@@ -69,7 +74,7 @@ export function cpuCopies({ weights, tiedEmbeddings }: PlanModel): number {
 export function weightBytesRead(model: PlanModel, quantize: Quantization, tokens: number): number {
   const shares = expertShare(model, tokens);
   return model.weights.reduce((sum, weight) => {
-    const quantized = isQuantized(weight, quantize);
+    const quantized = becomesInt8(weight, quantize);
     const bytes = quantized ? elementsOf(weight) + (weight.shape[0] ?? 0) * bytesPerElement.float32 : weight.bytes;
     if (weight.kind === "embedding") return sum + (model.tiedEmbeddings ? bytes : 0) + (tokens * bytes) / (weight.shape[0] ?? 1);
     return sum + bytes * (weight.kind === "experts" ? shares : 1);

@@ -13,19 +13,27 @@ class MoE : public Kernel {
   void compute(const Call& call) const override {
     const auto x = call.input<float>(0), router = call.input<float>(1);
     expect(x.shape.size() == 2 && router.shape == Shape{experts_, x.shape[1]}, "x [M, D] and router [E, D]", {&x.shape, &router.shape});
-    if (call.input_count() != static_cast<size_t>(2 + 3 * experts_))
-      throw OpError("expected gate, up and down weights of " + std::to_string(experts_) + " experts; got " + std::to_string(call.input_count() - 2) + " tensors");
+    const size_t experts = static_cast<size_t>(experts_), first_scale = 2 + 3 * experts;
+    if (call.input_count() != first_scale && call.input_count() != first_scale + 3 * experts)
+      throw OpError("expected gate, up and down weights of " + std::to_string(experts) + " experts, and int8 ones' scales after them; got " + std::to_string(call.input_count() - 2) + " tensors");
+    const bool quantized = call.input_count() != first_scale;
     const int64_t d_model = x.shape[1];
-    int64_t d_ff = 0;
+    const Shape first = call.input<void>(2).shape;
+    const int64_t d_ff = first.empty() ? 0 : first[0];
+    // Weight i among those of all experts, [rows, columns].
+    const auto matrix = [&](size_t i, int64_t rows, int64_t columns) -> cpu::WeightMatrix {
+      const auto expected = quantized ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+      if (call.element_type(2 + i) != expected) throw OpError(quantized ? "expected int8 weights where there are scales" : "expected float32 weights where there are no scales");
+      const auto weight = call.input<void>(2 + i);
+      expect(weight.shape == Shape{rows, columns}, "gate and up [F, D] and down [D, F], F the same for every expert", {&weight.shape, &x.shape});
+      if (!quantized) return {cpu::WeightType::kFloat32, weight.data, nullptr};
+      if (call.element_type(first_scale + i) != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw OpError("expected float32 scales");
+      const auto scales = call.input<float>(first_scale + i);
+      expect(scales.shape == Shape{rows}, "a scale for each row of a weight", {&scales.shape, &weight.shape});
+      return {cpu::WeightType::kInt8, weight.data, scales.data};
+    };
     std::vector<cpu::ExpertWeights> weights;
-    for (size_t e = 0; e < static_cast<size_t>(experts_); ++e) {
-      const auto gate = call.input<float>(2 + 3 * e), up = call.input<float>(3 + 3 * e), down = call.input<float>(4 + 3 * e);
-      if (e == 0) d_ff = gate.shape.empty() ? 0 : gate.shape[0];
-      expect(gate.shape == Shape{d_ff, d_model} && up.shape == gate.shape && down.shape == Shape{d_model, d_ff}, "gate and up [F, D] and down [D, F], F the same for every expert",
-             {&gate.shape, &up.shape, &down.shape, &x.shape});
-      const auto matrix = [](const float* data) { return cpu::WeightMatrix{cpu::WeightType::kFloat32, data, nullptr}; };
-      weights.push_back({matrix(gate.data), matrix(up.data), matrix(down.data)});
-    }
+    for (size_t e = 0; e < experts; ++e) weights.push_back({matrix(3 * e, d_ff, d_model), matrix(3 * e + 1, d_ff, d_model), matrix(3 * e + 2, d_model, d_ff)});
     cpu::MoeParams params = {x.shape[0], d_model, d_ff, experts_, top_k_, order_, renormalise_, x.data, router.data, weights.data(), call.output(0, x.shape), nullptr};
     const auto scratch = call.scratch(cpu::moe_scratch(params));
     params.scratch = scratch.data();
@@ -53,7 +61,7 @@ const Definition& moe() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static const Definition definition = {
       "MoE",
-      {{"x", f32}, {"router", f32}, {"experts...", f32, INPUT_OUTPUT_VARIADIC}},
+      {{"x", f32}, {"router", f32}, {"experts...", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, INPUT_OUTPUT_VARIADIC}},
       {{"y", f32}},
       {{"n_experts", "int"}, {"top_k", "int"}, {"router", "string"}, {"renormalise", "int"}},
       {0},

@@ -144,6 +144,15 @@ const void* Call::data_of(const OrtValue* value) const {
   return data;
 }
 
+ONNXTensorElementDataType Call::element_type(size_t index) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api_, api_.GetTensorTypeAndShape(input_value(index), &info));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owned(info, api_.ReleaseTensorTypeAndShapeInfo);
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  check(api_, api_.GetTensorElementType(info, &type));
+  return type;
+}
+
 Shape Call::shape_of(const OrtValue* value) const {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api_, api_.GetTensorTypeAndShape(value, &info));
@@ -199,7 +208,7 @@ Op::Op(const Definition& definition, uint32_t api_version) : OrtCustomOp{}, defi
   GetInputCharacteristic = [](const OrtCustomOp* op, size_t i) { return of(op).definition().inputs[i].characteristic; };
   GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp* op) { return of(op).definition().inputs.back().type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? 0 : 1; };
   GetOutputTypeCount = [](const OrtCustomOp* op) { return of(op).definition().outputs.size(); };
   GetOutputType = [](const OrtCustomOp* op, size_t i) { return of(op).definition().outputs[i].type; };
   GetOutputCharacteristic = [](const OrtCustomOp* op, size_t i) { return of(op).definition().outputs[i].characteristic; };

@@ -11,7 +11,8 @@
 
 namespace layerweave::ort {
 
-/// An input or output of an op. Only the last input may be variadic; all its tensors are of one type.
+/// An input or output of an op. Only the last input may be variadic; its tensors may be of different types where its own is
+/// undefined.
 struct Formal {
   const char* name;
   ONNXTensorElementDataType type;
@@ -59,6 +60,7 @@ class Call {
   size_t input_count() const;
   /// Whether an optional input is given.
   bool has(size_t index) const;
+  ONNXTensorElementDataType element_type(size_t index) const;
   template <class T>
   Input<T> input(size_t index) const {
     const OrtValue* value = input_value(index);
@@ -116,6 +118,7 @@ struct Definition {
 const Definition& cached_attention();
 const Definition& causal_conv();
 const Definition& moe();
+const Definition& quantized_linear();
 const Definition& selective_scan();
 
 /// An OrtCustomOp of a definition, which must outlive it.

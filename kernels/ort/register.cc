@@ -17,7 +17,7 @@ constexpr const char* kDomain = "ai.layerweave";
 /// The first version with all that the ops need: in-place maps came last.
 constexpr uint32_t kOldestApi = 18;
 
-std::vector<const Definition*> definitions() { return {&cached_attention(), &causal_conv(), &moe(), &selective_scan()}; }
+std::vector<const Definition*> definitions() { return {&cached_attention(), &causal_conv(), &moe(), &quantized_linear(), &selective_scan()}; }
 
 /// What must outlive the sessions it was registered for: until this library is unloaded.
 struct Registered {

@@ -1,12 +1,14 @@
 import type { Value } from "../../ir/graph.js";
 import type { GraphBuilder } from "../../ir/builder.js";
 import { type CustomOpDefinition, int, type Inputs, text } from "../definition.js";
+import { dequantized } from "./shared.js";
 
 /**
  * Mixture of gated MLPs: each token goes to its top_k experts, y = Σ_e weight_e · down_e(silu(gate_e(x)) · up_e(x)).
  *
  * Router "softmax-then-top-k": p = softmax(x·routerᵀ) over all experts, the top_k largest p are the weights, divided by their
  * sum when `renormalise`. "top-k-then-softmax": a softmax over the top_k largest logits.
+ * Expert weights are gate, up and down of each expert in turn, and in int8 all of their scales after them, in the same order.
  * The body computes each expert only for the tokens that chose it.
  */
 export const moe: CustomOpDefinition = {
@@ -17,19 +19,34 @@ export const moe: CustomOpDefinition = {
   infer: (inputs, attributes) => {
     const [x, router] = [inputs.at(0), inputs.at(1)]; // [M, D], [E, D]
     const experts = int(attributes, "n_experts");
-    inputs.expect(router.shape[0] === experts && inputs.count === 2 + 3 * experts, "a router row and gate, up and down weights per expert");
+    inputs.expect(router.shape[0] === experts && inputs.count === 2 + 3 * experts * (isInt8(inputs) ? 2 : 1), "a router row and gate, up and down weights per expert, with scales if they are int8");
     return [{ dtype: x.dtype, shape: x.shape }];
   },
   overload: (inputs, a) =>
-    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}`,
+    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}${isInt8(inputs) ? "_int8" : ""}`,
   body: (b, inputs, attributes) => {
     const x = inputs.at(0);
     const { weights, experts } = route(b, inputs, attributes);
     let y = b.op("ConstantOfShape", "zero", [b.op("Shape", "x_shape", [x])]); // [M, D]
-    for (let e = 0; e < int(attributes, "n_experts"); e++) y = b.scope(`experts.${e}`, () => addExpert(b, e, x, y, weights, experts, inputs.rest(2 + 3 * e)));
+    const nExperts = int(attributes, "n_experts");
+    for (let e = 0; e < nExperts; e++) {
+      const project: Projection = (b, name, x) => {
+        const i = 3 * e + projections.indexOf(name);
+        const weight = inputs.at(2 + i);
+        return b.linear(name, x, isInt8(inputs) ? dequantized(b, `${name}_weight`, weight, inputs.at(2 + 3 * nExperts + i), x) : weight);
+      };
+      y = b.scope(`experts.${e}`, () => addExpert(b, e, x, y, weights, experts, project));
+    }
     return [y];
   },
 };
+
+const projections = ["gate_proj", "up_proj", "down_proj"] as const;
+
+/** x [n, in] times one of an expert's weights → [n, out] */
+type Projection = (b: GraphBuilder, name: (typeof projections)[number], x: Value) => Value;
+
+const isInt8 = (inputs: Inputs) => inputs.at(2).dtype === "int8";
 
 /** → weights [M, topK] float, experts [M, topK] int64 */
 function route(b: GraphBuilder, inputs: Inputs, attributes: Parameters<CustomOpDefinition["body"]>[2]): { weights: Value; experts: Value } {
@@ -47,13 +64,13 @@ function route(b: GraphBuilder, inputs: Inputs, attributes: Parameters<CustomOpD
 }
 
 /** y + the expert's share for the n tokens that chose it → [M, D] */
-function addExpert(b: GraphBuilder, e: number, x: Value, y: Value, weights: Value, experts: Value, [gate, up, down]: readonly Value[]): Value {
+function addExpert(b: GraphBuilder, e: number, x: Value, y: Value, weights: Value, experts: Value, project: Projection): Value {
   const hits = b.op("NonZero", "hits", [b.op("Equal", "chosen", [experts, b.scalar("int64", e)])]); // [2, n]
   const tokens = b.op("Gather", "tokens", [hits, b.scalar("int64", 0)], { axis: 0 }); // [n]
   const weight = b.op("GatherND", "weight", [weights, b.op("Transpose", "hit_pairs", [hits], { perm: [1, 0] })], { batch_dims: 0 }); // [n]
   const rows = b.op("Gather", "rows", [x, tokens], { axis: 0 }); // [n, D]
-  const hidden = b.op("Mul", "hidden", [b.silu("gate", b.linear("gate_proj", rows, gate as Value)), b.linear("up_proj", rows, up as Value)]); // [n, F]
-  const out = b.linear("down_proj", hidden, down as Value); // [n, D]
+  const hidden = b.op("Mul", "hidden", [b.silu("gate", project(b, "gate_proj", rows)), project(b, "up_proj", rows)]); // [n, F]
+  const out = project(b, "down_proj", hidden); // [n, D]
   const share = b.op("Mul", "share", [out, b.op("Unsqueeze", "weight_column", [weight, b.ints(1)])]); // [n, D]
   return b.op("ScatterND", "sum", [y, b.op("Unsqueeze", "token_column", [tokens, b.ints(1)]), share], { reduction: "add" }); // [M, D]
 }
