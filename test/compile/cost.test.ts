@@ -7,17 +7,17 @@ import { inRepository, temporaryFolder } from "../support/folders.js";
 
 const out = await temporaryFolder();
 
+/** Seconds are processor time: other tests run beside this one, and the command itself is nearly always computing. */
 function layerweave(...args: string[]): { seconds: number; peakBytes: number; stderr: string; status: number | null } {
-  const before = performance.now();
-  const { status, stderr } = spawnSync(process.execPath, ["--import", inRepository("test/support/report-memory.mjs"), inRepository("dist/cli/main.js"), ...args], { encoding: "utf8" });
-  return { seconds: (performance.now() - before) / 1000, peakBytes: Number(/peak memory (\d+)/.exec(stderr)?.[1]), stderr, status };
+  const { status, stderr } = spawnSync(process.execPath, ["--import", inRepository("test/support/report-cost.mjs"), inRepository("dist/cli/main.js"), ...args], { encoding: "utf8" });
+  return { seconds: Number(/processor time ([\d.]+)/.exec(stderr)?.[1]), peakBytes: Number(/peak memory (\d+)/.exec(stderr)?.[1]), stderr, status };
 }
 
 test("jamba-v0.1 without weights: under 3 s, 1 GB and 5 MB of graph", () => {
   const folder = join(out, "jamba");
   const runs = [1, 2, 3].map(() => layerweave("compile", inRepository("examples/jamba-v0.1.ts"), "-o", folder));
   expect(runs.map((run) => run.status)).toEqual([0, 0, 0]);
-  // The fastest of three: the machine may be busy, the work is always the same.
+  // The cheapest of three: a busy machine makes work dearer, never cheaper.
   expect(Math.min(...runs.map((run) => run.seconds))).toBeLessThan(3);
   expect(Math.max(...runs.map((run) => run.peakBytes))).toBeLessThan(1e9);
   expect(statSync(join(folder, "model.onnx")).size).toBeLessThan(5e6);
@@ -55,7 +55,7 @@ function sparseCheckpoint(folder: string, hidden: number): number {
 test("a checkpoint of 20 GB costs what one of 20 MB costs", () => {
   const [small, large] = [join(out, "small"), join(out, "large")];
   expect(sparseCheckpoint(small, 384)).toBeLessThan(30e6);
-  expect(sparseCheckpoint(large, 12_288)).toBeGreaterThan(18e9);
+  expect(sparseCheckpoint(large, 14_336)).toBeGreaterThan(18e9);
   const cost = (folder: string) => {
     const runs = [1, 2, 3].map(() => layerweave("compile", folder, "-o", `${folder}-compiled`));
     expect(runs.map((run) => [run.status, run.status === 0 ? "" : run.stderr])).toEqual([[0, ""], [0, ""], [0, ""]]);
