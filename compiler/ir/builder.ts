@@ -101,7 +101,7 @@ export class GraphBuilder {
     return this.op("Gemm", label, bias ? [x, w, bias] : [x, w], { transB: 1 });
   }
 
-  /** x with the given dims; symbolic ones must be known from `like`, a value whose leading dims they are. */
+  /** x with these extents: 0 keeps one, -1 is what is left. */
   reshape(label: string, x: Value, shape: readonly number[]): Value {
     return this.op("Reshape", label, [x, this.ints(...shape)]);
   }

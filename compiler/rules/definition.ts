@@ -17,12 +17,6 @@ export interface ModelContext {
 /** A piece of state as a rule declares it; `plan-state` gives it names. */
 export type StateSpec = Pick<StateSlot, "role" | "shape" | "growth" | "rewind"> & { readonly window?: number };
 
-/** A state slot while lowering: what came in, and where the mixer puts what goes out. */
-export interface StateIn {
-  readonly role: StateSlot["role"];
-  readonly past: Value;
-}
-
 /** Graph inputs and values that every mixer may use. */
 export interface LowerContext {
   readonly b: GraphBuilder;

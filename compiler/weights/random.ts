@@ -1,4 +1,4 @@
-import { bytesPerElement, type StorageDtype } from "../../core/dtype.js";
+import type { StorageDtype } from "../../core/dtype.js";
 import { convertElements } from "./convert.js";
 
 /** How a weight that no checkpoint provides is filled. */
@@ -35,9 +35,6 @@ export function* initialize({ name, dtype, shape, initializer }: InitializedTens
     yield convertElements(new Uint8Array(values.buffer), "float32", dtype);
   }
 }
-
-/** Bytes that `initialize` yields in all. */
-export const initializedBytes = ({ dtype, shape }: Pick<InitializedTensor, "dtype" | "shape">): number => shape.reduce((product, extent) => product * extent, bytesPerElement[dtype]);
 
 /** Writes the elements of a tensor from index `first` on; called in order. */
 type Fill = (values: Float32Array, first: number) => void;

@@ -3,7 +3,8 @@ import { mkdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises"
 import { join } from "node:path";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import type { Dtype } from "../../core/dtype.js";
-import { initialize, initializedBytes } from "../../compiler/weights/random.js";
+import { initialize } from "../../compiler/weights/random.js";
+import { bytesPerElement } from "../../core/dtype.js";
 import { openSafetensors } from "../../compiler/weights/safetensors.js";
 import { linkOrCopy, planSafetensors, writeSafetensors, type WrittenTensor } from "../../compiler/weights/write.js";
 import { codesOf, diagnosticsOf, emptyFolder } from "./folder.js";
@@ -82,7 +83,7 @@ describe("writeSafetensors", () => {
   test("random tensors go to disk chunk by chunk", async () => {
     const path = join(await emptyFolder(), "weights.safetensors");
     const of = { name: "w", dtype: "float16", shape: [3000, 1000], initializer: { kind: "uniform", std: 0.02 } } as const;
-    await writeSafetensors(path, [{ ...of, bytes: initializedBytes(of), data: () => initialize(of, 1) }]);
+    await writeSafetensors(path, [{ ...of, bytes: of.shape.reduce((bytes, extent) => bytes * extent, bytesPerElement[of.dtype]), data: () => initialize(of, 1) }]);
     const checkpoint = await openSafetensors(path);
     const read = checkpoint.tensors.get("w");
     if (!read) throw new Error("no w");

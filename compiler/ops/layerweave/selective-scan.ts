@@ -1,5 +1,6 @@
 import { sameShape } from "../../../core/dim.js";
 import { GraphBuilder } from "../../ir/builder.js";
+import type { Value } from "../../ir/graph.js";
 import type { CustomOpDefinition } from "../definition.js";
 import { tokenPositions } from "./shared.js";
 
@@ -58,8 +59,7 @@ export const selectiveScan: CustomOpDefinition = {
       num_scan_inputs: 4,
       scan_input_axes: [1, 1, 1, 1],
       scan_output_axes: [1],
-    }); // [B, I, N], [B, T, I]
-    if (!present || !scanned) throw new Error("unreachable");
+    }) as [Value, Value]; // [B, I, N], [B, T, I]
     const y = b.op("Add", "with_skip", [scanned, b.op("Mul", "skip", [u, skip])]); // [B, T, I]
     return [b.op("Mul", "y", [y, b.silu("gate", z)]), present];
   },
