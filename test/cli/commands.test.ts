@@ -86,7 +86,7 @@ test("run: text, standard input, JSON, stop strings", () => {
   const text = place.run(["run", "tiny", "--prompt", "In the beginning", "-n", "12"]);
   expect(text.code).toBe(0);
   expect(text.stdout).toMatch(/^ .{8,}\n$/);
-  expect(text.stderr).toMatch(/^prompt \d+ tokens at [\d.]+ tokens\/s, decode 12 tokens at [\d.]+ tokens\/s \(length\), peak memory \d+ MiB, seed \d+\n$/);
+  expect(text.stderr).toMatch(/^prompt \d+ tokens at [\d.]+ tokens\/s, decode 12 tokens at [\d.]+ tokens\/s \(length\), peak memory \d+ MiB, seed \d+, (native|portable) backend\n$/);
 
   const piped = json<{ text: string; tokenIds: number[]; peakMemoryBytes: number }>(place.run(["run", "tiny", "-n", "12", "--json"], { input: "In the beginning\n" }));
   expect(`${piped.text}\n`).toBe(text.stdout);
