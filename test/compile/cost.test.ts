@@ -14,13 +14,15 @@ function layerweave(...args: string[]): { seconds: number; peakBytes: number; st
   return { seconds: (performance.now() - before) / 1000, peakBytes: Number(/peak memory (\d+)/.exec(stderr)?.[1]), stderr, status };
 }
 
-test("jamba-v0.1 without weights: under 3 s, 1 GB and 5 MB of graph", () => {
+// Seconds differ from machine to machine (bench/compile.mjs prints them), so they are held against another command's in the same run.
+test("jamba-v0.1 without weights: little more than checking it, below 1 GB, 5 MB of graph", () => {
   const folder = join(out, "jamba");
-  const runs = [1, 2, 3].map(() => layerweave("compile", inRepository("examples/jamba-v0.1.ts"), "-o", folder));
-  expect(runs.map((run) => run.status)).toEqual([0, 0, 0]);
-  // The fastest of three: a busy machine makes work slower, never faster.
-  expect(Math.min(...runs.map((run) => run.seconds))).toBeLessThan(3);
-  expect(Math.max(...runs.map((run) => run.peakBytes))).toBeLessThan(1e9);
+  const layout = inRepository("examples/jamba-v0.1.ts");
+  const runs = [1, 2, 3].map(() => ({ check: layerweave("check", layout), compile: layerweave("compile", layout, "-o", folder) }));
+  expect(runs.map((run) => [run.check.status, run.compile.status])).toEqual([[0, 0], [0, 0], [0, 0]]);
+  const fastest = (command: "check" | "compile") => Math.min(...runs.map((run) => run[command].seconds));
+  expect(fastest("compile")).toBeLessThan(2.5 * fastest("check"));
+  expect(Math.max(...runs.map((run) => run.compile.peakBytes))).toBeLessThan(1e9);
   expect(statSync(join(folder, "model.onnx")).size).toBeLessThan(5e6);
 });
 
@@ -64,6 +66,6 @@ test("a checkpoint of 20 GB costs what one of 20 MB costs", () => {
   };
   const [cheap, dear] = [cost(small), cost(large)];
   expect(statSync(join(`${large}-compiled`, "weights", "model.safetensors")).ino).toBe(statSync(join(large, "model.safetensors")).ino);
-  expect(dear.seconds).toBeLessThan(cheap.seconds * 1.5 + 0.2);
-  expect(dear.peakBytes).toBeLessThan(cheap.peakBytes * 1.2);
+  expect(dear.seconds).toBeLessThan(cheap.seconds * 2 + 0.5);
+  expect(dear.peakBytes).toBeLessThan(cheap.peakBytes * 1.5);
 });
