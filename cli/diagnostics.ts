@@ -64,6 +64,13 @@ export const cliDiagnostics = catalogue("cli", {
     help: () => "Check the permissions of the path and of the folders above it.",
     explain: "The operating system refused to open or list a source. Its own error is shown.",
   }),
+  "no-such-pass": define<{ pass: string; target: string; passes: readonly string[] }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ pass, target }) => `the ${target} target goes without ${pass}.`,
+    help: ({ passes }) => `Print another stage: ${passes.join(", ")}.`,
+    explain: "Which stages a model goes through depends on what its target can do: function bodies are attached for runtimes without kernels, weights are packed for those with.",
+  }),
   "output-is-source": define<{ folder: string }>({
     severity: "error",
     exitCode: 2,

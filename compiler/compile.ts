@@ -2,37 +2,31 @@ import { createHash, randomUUID } from "node:crypto";
 import { copyFile, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { type Diagnostic, fail, invariant } from "../core/diagnostics.js";
-import { bytesPerElement, type Dtype, type StorageDtype } from "../core/dtype.js";
-import { type Manifest, manifestFile, manifestVersion, type ManifestWeight, parseManifest } from "../core/manifest.js";
-import { isQuantized, type Quantization } from "../core/plan/weights.js";
+import type { StorageDtype } from "../core/dtype.js";
+import { type Manifest, manifestFile, manifestVersion, parseManifest } from "../core/manifest.js";
+import type { Quantization } from "../core/plan/weights.js";
 import type { Layout } from "../dsl/resolve.js";
 import { compileDiagnostics } from "./diagnostics.js";
 import type { ImportedCheckpoint } from "./importers/index.js";
 import type { BlockModel } from "./ir/block.js";
 import { allParameters } from "./ir/block.js";
 import type { Module } from "./ir/graph.js";
-import { type Parameter, parameterCounts, scaleName, type WeightDtype } from "./ir/parameter.js";
-import { lower, type Trace } from "./lower.js";
-import { encodeOnnx, type Placement } from "./onnx/encode.js";
+import { parameterCounts } from "./ir/parameter.js";
+import { lower, toBlocks, type Trace } from "./lower.js";
+import { encodeOnnx } from "./onnx/encode.js";
+import { customDomain } from "./ops/index.js";
 import { profileLayout } from "./passes/profile-model.js";
+import { targetDiagnostics } from "./targets/diagnostics.js";
 import { portable } from "./targets/portable.js";
 import type { Target } from "./targets/target.js";
-import { type Binding, bindCheckpoint } from "./weights/bind.js";
-import { convertChunks } from "./weights/convert.js";
-import { quantizeRows } from "./weights/quantize.js";
-import { initialize } from "./weights/random.js";
-import { type Checkpoint, openSafetensors } from "./weights/safetensors.js";
+import { bindCheckpoint } from "./weights/bind.js";
+import { type OpenCheckpoint, planFiles, type WeightSource, type WriteOptions } from "./weights/place.js";
+import { openSafetensors } from "./weights/safetensors.js";
+import { storageFor } from "./weights/storage.js";
 import { isSystemError } from "./weights/system-errors.js";
-import { linkOrCopy, planSafetensors, type WrittenTensor, writeSafetensors } from "./weights/write.js";
 import { producer } from "./producer.js";
 
-/** Where the weights come from; `none` compiles the graph and the manifest alone. */
-export type WeightSource =
-  | { readonly from: "checkpoint"; readonly checkpoint: ImportedCheckpoint }
-  | { readonly from: "random"; readonly seed: number }
-  | { readonly from: "none" };
-
-export interface CompileOptions {
+export interface CompileOptions extends WriteOptions {
   /** Folder to write; a compiled folder there is replaced, anything else is refused. */
   readonly out: string;
   readonly weights: WeightSource;
@@ -44,8 +38,6 @@ export interface CompileOptions {
   /** File the layout was written in: calls in it are recorded as the nodes' origins, as `file:line:column`. */
   readonly layoutFile?: string;
   readonly trace?: Trace;
-  readonly onProgress?: (progress: { readonly written: number; readonly total: number }) => void;
-  readonly signal?: AbortSignal;
 }
 
 export interface Compiled {
@@ -56,8 +48,6 @@ export interface Compiled {
 
 const graphFile = "model.onnx";
 const layoutFileName = "layout.json";
-const ownWeightsFile = "weights.safetensors";
-const scalesFile = "scales.safetensors";
 
 /**
  * Compiles a checked layout into a folder: graph, manifest, layout, weights and tokenizer.
@@ -66,14 +56,14 @@ const scalesFile = "scales.safetensors";
  */
 export async function compile(layout: Layout, options: CompileOptions): Promise<Compiled> {
   const { weights, dtype, quantize = "none", target = portable } = options;
+  if (dtype !== undefined && target.weightStorage === "as-used" && dtype !== target.computeDtype) fail(targetDiagnostics.dtype, { target: target.name, dtype, known: [target.computeDtype] });
   const source = weights.from === "checkpoint" ? await openCheckpoint(weights.checkpoint, layout, target) : undefined;
-  const storage = (parameter: Parameter): WeightDtype => {
-    if (isQuantized(parameter, quantize)) return "int8";
+  const storage = storageFor(target, quantize, (parameter) => {
     const found = source?.binding.tensors.get(parameter.name)?.dtype ?? "float32";
     return parameter.matrix ? (dtype ?? found) : found;
-  };
+  });
   const { blocks, module } = lower(layout, target, storage, options.trace);
-  const files = planFiles(allParameters(blocks), weights, storage, source);
+  const files = planFiles(module.graph.weights, weights, source);
 
   const folder = resolve(options.out);
   const manifest = await writeFolder(folder, async (into) => {
@@ -106,6 +96,7 @@ export async function compile(layout: Layout, options: CompileOptions): Promise<
         opset: target.opset,
         computeDtype: target.computeDtype,
         functions: [...new Set(module.functions.map((f) => f.op))].sort(),
+        kernels: [...new Set(module.graph.nodes.filter(({ op, overload }) => op.startsWith(`${customDomain}::`) && overload === undefined).map(({ op }) => op))].sort(),
       },
       ...graphInterface(module),
       state: [...module.state],
@@ -125,131 +116,9 @@ export async function compile(layout: Layout, options: CompileOptions): Promise<
   return { folder, manifest, warnings: [...(weights.from === "checkpoint" ? weights.checkpoint.warnings : []), ...(source?.binding.warnings ?? [])] };
 }
 
-interface OpenCheckpoint {
-  readonly checkpoint: Checkpoint;
-  readonly binding: Binding;
-}
-
 async function openCheckpoint(imported: ImportedCheckpoint, layout: Layout, target: Target): Promise<OpenCheckpoint> {
   const checkpoint = await openSafetensors(imported.folder);
-  const { blocks } = lower(layout, target, () => "float32");
-  return { checkpoint, binding: bindCheckpoint(allParameters(blocks), checkpoint, imported.importer, layout) };
-}
-
-interface FilePlan {
-  readonly weights: ManifestWeight[];
-  readonly placement: (weight: string) => Placement;
-  readonly write: (into: string, options: CompileOptions) => Promise<Manifest["files"]>;
-}
-
-/**
- * Decides where every weight lies. A checkpoint's shard is linked when a matrix in it is used as it is; what is converted,
- * quantised, random, or left over from shards that are not linked goes into a file of our own. Scales are known when their
- * weights are written, and go into another: 4 bytes per row wait in memory, a thousandth of what they belong to.
- */
-function planFiles(parameters: readonly Parameter[], source: WeightSource, storage: (parameter: Parameter) => WeightDtype, open: OpenCheckpoint | undefined): FilePlan {
-  const bound = (parameter: Parameter) => open?.binding.tensors.get(parameter.name);
-  const unchanged = (parameter: Parameter) => bound(parameter)?.dtype === storage(parameter);
-  const linked = new Set(parameters.filter((p) => p.matrix && unchanged(p)).map((p) => bound(p)?.tensor.file as string));
-  const inPlace = (parameter: Parameter) => unchanged(parameter) && linked.has(bound(parameter)?.tensor.file as string);
-
-  /** Of the int8 weights written so far. */
-  const scales = new Map<string, Float32Array>();
-  const own: WrittenTensor[] = parameters
-    .filter((p) => !inPlace(p))
-    .map((p) => {
-      const dtype = storage(p);
-      const data = () => {
-        if (dtype !== "int8") return contents(p, dtype, source, open);
-        const ofRows = new Float32Array(p.shape[0] ?? 0);
-        scales.set(p.name, ofRows);
-        return quantizeRows({ name: p.name, shape: p.shape, chunks: contents(p, "float32", source, open) }, ofRows);
-      };
-      return { name: p.name, dtype, shape: p.shape, bytes: bytesOf(p.shape, dtype), data };
-    });
-  const ownScales: WrittenTensor[] = parameters
-    .filter((p) => storage(p) === "int8")
-    .map((p) => {
-      const shape = p.shape.slice(0, 1);
-      const data = () => {
-        const ofRows = scales.get(p.name);
-        invariant(ofRows, `${p.name} is not written yet`);
-        return [new Uint8Array(ofRows.buffer)];
-      };
-      return { name: scaleName(p.name), dtype: "float32", shape, bytes: bytesOf(shape, "float32"), data };
-    });
-  const ownFiles = [
-    { file: ownWeightsFile, tensors: own },
-    { file: scalesFile, tensors: ownScales },
-  ]
-    .filter(({ tensors }) => tensors.length > 0)
-    .map((written) => ({ ...written, plan: planSafetensors(written.tensors) }));
-  const places = new Map(ownFiles.flatMap(({ file, plan }) => [...plan.offsets].map(([name, offset]) => [name, { file, offset }] as const)));
-  const placeOf = (name: string) => {
-    const place = places.get(name);
-    invariant(place, `${name} has no place`);
-    return place;
-  };
-
-  const weights = parameters.flatMap((p): ManifestWeight[] => {
-    const from = bound(p);
-    const dtype = storage(p);
-    const common = { name: p.name, kind: p.kind, ...(p.layer === undefined ? {} : { layer: p.layer }), dtype, shape: [...p.shape], matrix: p.matrix };
-    const origin: ManifestWeight["origin"] = from
-      ? { from: "checkpoint", tensor: from.tensor.name, ...(from.slice ? { slice: from.slice } : {}), ...(from.dtype === dtype ? {} : { cast: from.dtype }) }
-      : source.from === "random"
-        ? { from: "random", seed: source.seed }
-        : { from: "absent" };
-    if (from && inPlace(p)) return [{ ...common, file: `weights/${from.tensor.file}`, offset: from.offset, bytes: from.bytes, origin }];
-    const weight = { ...common, ...placeOf(p.name), bytes: bytesOf(p.shape, dtype), origin };
-    if (dtype !== "int8") return [weight];
-    const [name, shape] = [scaleName(p.name), p.shape.slice(0, 1)];
-    return [weight, { ...common, name, dtype: "float32", shape, matrix: false, scalesOf: p.name, ...placeOf(name), bytes: bytesOf(shape, "float32"), origin }];
-  });
-  const byName = new Map(weights.map((w) => [w.name, w]));
-
-  return {
-    weights,
-    placement: (name) => {
-      const weight = byName.get(name);
-      invariant(weight, `${name} has no place`);
-      return weight;
-    },
-    write: async (into, { onProgress, signal }) => {
-      if (source.from === "none") return [];
-      const files: Manifest["files"] = [];
-      for (const file of open?.checkpoint.files ?? []) {
-        if (!linked.has(file.file)) continue;
-        const target = join(into, "weights", file.file);
-        await mkdir(dirname(target), { recursive: true });
-        files.push({ file: `weights/${file.file}`, bytes: file.bytes, headerSha256: file.headerSha256, from: await linkOrCopy(file.path, target) });
-      }
-      const total = ownFiles.reduce((sum, { plan }) => sum + plan.fileBytes, 0);
-      let before = 0;
-      for (const { file, tensors } of ownFiles) {
-        const written = await writeSafetensors(join(into, file), tensors, (done) => {
-          signal?.throwIfAborted();
-          onProgress?.({ written: before + done, total });
-        });
-        before += written.fileBytes;
-        files.push({ file, bytes: written.fileBytes, headerSha256: written.headerSha256, from: "written" });
-      }
-      return files;
-    },
-  };
-}
-
-const bytesOf = (shape: readonly number[], dtype: Dtype) => shape.reduce((a, b) => a * b, bytesPerElement[dtype]);
-
-function contents(parameter: Parameter, dtype: StorageDtype, source: WeightSource, open: OpenCheckpoint | undefined): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
-  const bound = open?.binding.tensors.get(parameter.name);
-  if (open && bound) {
-    const size = bytesPerElement[bound.dtype];
-    const range = bound.slice ? { start: bound.slice.start * size, length: bound.slice.length * size } : undefined;
-    return convertChunks(open.checkpoint.readChunks(bound.tensor, range), bound.dtype, dtype);
-  }
-  invariant(source.from === "random", `${parameter.name} has no source`);
-  return initialize({ name: parameter.name, dtype, shape: parameter.shape, initializer: parameter.init }, source.seed);
+  return { checkpoint, binding: bindCheckpoint(allParameters(toBlocks(layout, target)), checkpoint, imported.importer, layout) };
 }
 
 /** Builds the folder under a temporary name beside its own, and puts it in place when it is whole. */

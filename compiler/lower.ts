@@ -10,13 +10,29 @@ import { verifyBlocks, verifyModule } from "./ir/verify.js";
 import { attachBodies } from "./passes/attach-bodies.js";
 import { buildBlocks } from "./passes/build-blocks.js";
 import { checkLayout } from "./passes/check-layout.js";
+import { checkTarget } from "./passes/check-target.js";
+import { fuseResidualNorms } from "./passes/fuse-residual-norms.js";
 import { lowerBlocks } from "./passes/lower-blocks.js";
+import { packWeights } from "./passes/pack-weights.js";
 import { planState } from "./passes/plan-state.js";
 import type { Target } from "./targets/target.js";
 
 /** The stages a model goes through, in order. Any of them can be printed. */
-export const passNames = ["resolve-layout", "build-blocks", "plan-state", "lower-blocks", "attach-bodies"] as const;
+export const passNames = ["resolve-layout", "build-blocks", "plan-state", "lower-blocks", "fuse-residual-norms", "pack-weights", "attach-bodies"] as const;
 export type PassName = (typeof passNames)[number];
+
+/** The stages from tensor IR to tensor IR; those that a target has no use for are left out. */
+const rewrites: readonly { readonly pass: PassName; readonly wanted: (target: Target) => boolean; readonly run: (module: Module) => Module }[] = [
+  { pass: "fuse-residual-norms", wanted: (target) => target.fusedNorms, run: fuseResidualNorms },
+  { pass: "pack-weights", wanted: (target) => target.packedWeights, run: packWeights },
+  { pass: "attach-bodies", wanted: (target) => target.functionBodies, run: attachBodies },
+];
+
+/** The stages that a model goes through on its way to a target. */
+export function passesFor(target: Target): readonly PassName[] {
+  const left = new Set(rewrites.filter(({ wanted }) => !wanted(target)).map(({ pass }) => pass));
+  return passNames.filter((pass) => !left.has(pass));
+}
 
 /** Called with the text of a stage's result. */
 export type Trace = (pass: PassName, text: () => string) => void;
@@ -48,17 +64,30 @@ export function toBlocks(layout: Layout, target: Target, trace: Trace = () => {}
   return planned;
 }
 
-/** The whole lowering: layout → block IR → tensor IR with the bodies of our ops. `storage` says how each weight is stored. */
+/**
+ * The whole lowering: layout → block IR → tensor IR, ready to be written. `storage` says how each weight is stored.
+ * @throws LayerweaveError with everything in the layout that the target's kernels do not take.
+ */
 export function lower(layout: Layout, target: Target, storage: (parameter: Parameter) => WeightDtype, trace: Trace = () => {}): { blocks: BlockModel; module: Module } {
   trace("resolve-layout", () => printLayout(layout));
+  if (target.limits) {
+    const found = new Diagnostics();
+    checkTarget(layout, target.limits, found);
+    found.throwIfErrors();
+  }
   const blocks = toBlocks(layout, target, trace);
 
   const lowered = lowerBlocks(blocks, target, storage);
   verifyModule(lowered);
   trace("lower-blocks", () => printModule(lowered));
 
-  const complete = attachBodies(lowered);
-  verifyModule(complete);
-  trace("attach-bodies", () => printModule(complete));
-  return { blocks, module: complete };
+  const module = rewrites
+    .filter(({ wanted }) => wanted(target))
+    .reduce((before, { pass, run }) => {
+      const after = run(before);
+      verifyModule(after);
+      trace(pass, () => printModule(after));
+      return after;
+    }, lowered);
+  return { blocks, module };
 }

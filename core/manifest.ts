@@ -73,7 +73,7 @@ export type StateSlot = z.infer<typeof stateSlotSchema>;
 export const weightKinds = ["embedding", "attention", "mamba", "mlp", "experts", "router", "norm", "lm-head"] as const;
 export type WeightKind = (typeof weightKinds)[number];
 
-const weightOrigin = z.discriminatedUnion("from", [
+const parameterOrigin = z.discriminatedUnion("from", [
   /** Bytes of the checkpoint as they are, or converted or quantised from another element type (`cast`). */
   z.strictObject({ from: z.literal("checkpoint"), tensor: name, slice: z.strictObject({ start: z.int().nonnegative(), length: z.int().positive() }).optional(), cast: dtype.optional() }),
   z.strictObject({ from: z.literal("random"), seed: z.int().nonnegative() }),
@@ -81,12 +81,35 @@ const weightOrigin = z.discriminatedUnion("from", [
   z.strictObject({ from: z.literal("absent") }),
 ]);
 
+export type ParameterOrigin = z.infer<typeof parameterOrigin>;
+
+const weightOrigin = z.union([
+  parameterOrigin,
+  /** Rows of several parameters, in order; those of a stack of packed matrices one matrix after the other. */
+  z.strictObject({ from: z.literal("parameters"), parameters: z.array(z.strictObject({ name, rows: z.int().positive(), origin: parameterOrigin })).min(2) }),
+]);
+
+/**
+ * The order of a packed matrix's elements (kernels/include/packed_weights.h). `panels`: of the rows as they come. `gated-panels`:
+ * of a gate and an up matrix of as many rows each, 16 rows of either to a panel.
+ */
+const packing = z.strictObject({
+  layout: z.enum(["panels", "gated-panels"]),
+  /** Of one matrix, or of one of a pair, without padding; a weight of three dimensions is a stack. */
+  rows: z.int().positive(),
+  columns: z.int().positive(),
+});
+export type WeightPacking = z.infer<typeof packing>;
+
 const weight = z.strictObject({
   name,
   kind: z.enum(weightKinds),
   layer: z.int().nonnegative().optional(),
   dtype,
+  /** Of a packed weight with the zeros that pad it. */
   shape: z.array(z.int().nonnegative()),
+  /** Absent: elements lie row by row. Scales lie in the order of the packed rows of the weight they belong to. */
+  packing: packing.optional(),
   file,
   offset: z.int().nonnegative(),
   bytes: z.int().nonnegative(),
@@ -125,6 +148,8 @@ export const manifestSchema = z.strictObject({
     computeDtype: dtype,
     /** Custom-domain ops in the graph that carry a function body, as `domain::Name`. */
     functions: z.array(name),
+    /** Custom-domain ops in the graph that carry none: what runs it must have kernels for them. */
+    kernels: z.array(name),
   }),
   inputs: z.strictObject({
     /** [B, T] int64; rows shorter than T are padded on the right. */

@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import { compile, type Compiled, importCheckpoint, type PassName, type Trace, type WeightSource } from "../../compiler/index.js";
+import { compile, type Compiled, importCheckpoint, type PassName, passesFor, targetNamed, type TargetName, type Trace, type WeightSource } from "../../compiler/index.js";
 import { fail } from "../../core/diagnostics.js";
 import type { StorageDtype } from "../../core/dtype.js";
 import type { Quantization } from "../../core/plan/weights.js";
@@ -15,6 +15,7 @@ export interface CompileCommandOptions extends SourceOptions {
   readonly weights?: string;
   /** Seed. */
   readonly random?: number;
+  readonly target: TargetName;
   readonly dtype?: StorageDtype;
   readonly quantize: Quantization;
   readonly printIrAfter?: PassName | "all";
@@ -23,6 +24,9 @@ export interface CompileCommandOptions extends SourceOptions {
 /** Compiles a source into a folder. With `printIrAfter`, standard output carries the IR and nothing else. */
 export async function compileSource(terminal: Terminal, path: string, options: CompileCommandOptions): Promise<void> {
   const { out, dtype, quantize, printIrAfter } = options;
+  const target = targetNamed(options.target, dtype);
+  const passes = passesFor(target);
+  if (printIrAfter !== undefined && printIrAfter !== "all" && !passes.includes(printIrAfter)) fail(cliDiagnostics["no-such-pass"], { pass: printIrAfter, target: target.name, passes });
   const source = await openSource(path, options);
   if (source.kind === "compiled" && resolve(out) === resolve(path)) fail(cliDiagnostics["output-is-source"], { folder: path });
   const weights = await weightsFor(source, options);
@@ -37,6 +41,7 @@ export async function compileSource(terminal: Terminal, path: string, options: C
     compile(source.layout, {
       out,
       weights,
+      target,
       quantize,
       trace,
       signal,
@@ -64,6 +69,6 @@ function summarise({ folder, manifest: { model, graph, files } }: Compiled): str
   const how = { "hard-link": "linked to the checkpoint", reflink: "shares blocks with the checkpoint", copy: "copied", written: "written" } as const;
   return (
     `${model.name}: ${model.nLayers} layers, ${formatCount(model.parameters.total)} parameters → ${folder}\n` +
-    formatTable([[graph.file, formatBytes(graph.bytes), `opset ${graph.opset}`], ...files.map(({ file, bytes, from }) => [file, formatBytes(bytes), how[from]])], { right: [1], indent: "  " })
+    formatTable([[graph.file, formatBytes(graph.bytes), `opset ${graph.opset}, computes in ${graph.computeDtype}`], ...files.map(({ file, bytes, from }) => [file, formatBytes(bytes), how[from]])], { right: [1], indent: "  " })
   );
 }

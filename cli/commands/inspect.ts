@@ -29,7 +29,7 @@ export async function inspect(terminal: Terminal, path: string, options: Inspect
     tieEmbeddings: layout.tieEmbeddings,
     parameters: { ...cost.parameters, byKind: Object.fromEntries(cost.byKind) },
     state: {
-      dtype: portable.stateDtype,
+      dtype: portable.stateDtypes.key,
       kvCacheBytesPerToken: cost.state.kvCachePerToken,
       kvCacheBytesAtContext: contextLength === null ? null : cost.state.kvCachePerToken * contextLength,
       convStateBytes: cost.state.convState,
@@ -102,6 +102,6 @@ function stateTable({ kvCachePerToken, convState, ssmState }: StateBytes, contex
     ["SSM state", ssmState],
   ];
   const carried = rows.filter(([, bytes]) => bytes > 0);
-  const title = [carried.length > 0 ? `state of one sequence (${portable.stateDtype})` : "no state"];
+  const title = [carried.length > 0 ? `state of one sequence (${portable.stateDtypes.key})` : "no state"];
   return formatTable([title, ...carried.map(([name, bytes]) => [name, formatBytes(bytes)])], { right: [1] });
 }

@@ -4,7 +4,8 @@ import type { Dtype } from "../../core/dtype.js";
 import type { Origin } from "../../core/origin.js";
 import { inferNode } from "../ops/index.js";
 import type { Attributes, Graph, GraphWeight, Node, Value } from "./graph.js";
-import { type Parameter, scaleName, type WeightDtype } from "./parameter.js";
+import { scaleName, type WeightDtype } from "./parameter.js";
+import { firstParameter, matrixRows, type Recipe, scalesOf } from "./recipe.js";
 
 /** Builds a graph node by node, inferring the type of every output. Scopes give nodes their path. */
 export class GraphBuilder {
@@ -29,13 +30,14 @@ export class GraphBuilder {
     return value;
   }
 
-  /** The weight in its storage type; an int8 one comes with its scales. */
-  weight(parameter: Parameter, dtype: WeightDtype): Value {
-    const value = { name: parameter.name, dtype, shape: parameter.shape };
-    this.#weights.push({ value, parameter });
+  /** A weight of one matrix, in its storage type; an int8 one comes with its scales. */
+  weight(name: string, recipe: Recipe, dtype: WeightDtype): Value {
+    const rows = matrixRows(recipe);
+    const value = { name, dtype, shape: [rows, ...firstParameter(recipe).shape.slice(1)] };
+    this.#weights.push({ value, recipe });
     if (dtype !== "int8") return value;
-    const scale: Value = { name: scaleName(parameter.name), dtype: "float32", shape: parameter.shape.slice(0, 1) };
-    this.#weights.push({ value: scale, parameter });
+    const scale: Value = { name: scaleName(name), dtype: "float32", shape: [rows] };
+    this.#weights.push({ value: scale, recipe: scalesOf(recipe) });
     return { ...value, scale };
   }
 
@@ -75,8 +77,8 @@ export class GraphBuilder {
     return constantValue(dtype, [], [element]);
   }
 
-  floats(shape: readonly number[], elements: readonly number[]): Value {
-    return constantValue("float32", shape, elements);
+  floats(shape: readonly number[], elements: readonly number[], dtype: Dtype = "float32"): Value {
+    return constantValue(dtype, shape, elements);
   }
 
   op(op: string, label: string, inputs: readonly (Value | null)[], attributes: Attributes = {}): Value {

@@ -2,7 +2,7 @@ import type { Dim, Shape } from "../../core/dim.js";
 import type { Dtype } from "../../core/dtype.js";
 import type { StateSlot } from "../../core/manifest.js";
 import type { Origin } from "../../core/origin.js";
-import type { Parameter } from "./parameter.js";
+import type { Recipe } from "./recipe.js";
 
 export interface Type {
   readonly dtype: Dtype;
@@ -36,10 +36,10 @@ export interface Node {
   readonly origin: Origin;
 }
 
-/** A weight of the graph: a tensor in its storage type, and the parameter it holds. */
+/** A weight of the graph: a tensor in its storage type, and what it holds of which parameters. */
 export interface GraphWeight {
   readonly value: Value;
-  readonly parameter: Parameter;
+  readonly recipe: Recipe;
 }
 
 /** Tensor IR: ONNX-like nodes in execution order, with a type on every value. Never changed in place. */

@@ -11,6 +11,8 @@ export interface ParameterSpec {
   /** Matrices follow `--dtype`; what is not one (norms, A_log, D, dt bias, router) keeps the checkpoint's type, and float32 when random. */
   readonly matrix: boolean;
   readonly init: Initializer;
+  /** Kernels read it in float32 whatever type activations have: router, A_log, D and dt bias are small, and rounding them costs accuracy. */
+  readonly wide?: true;
   /** Share of its elements one token uses (topK / nExperts for an expert); absent: all. */
   readonly active?: number;
 }
@@ -24,8 +26,13 @@ export interface Parameter extends ParameterSpec {
 /** How a weight is stored: in a float type, or as int8 with a float32 scale for each row. */
 export type WeightDtype = StorageDtype | "int8";
 
+const scaleSuffix = "_scale";
+
 /** Name of the scales of an int8 weight. */
-export const scaleName = (weight: string): string => `${weight}_scale`;
+export const scaleName = (weight: string): string => weight + scaleSuffix;
+
+/** Name of the int8 weight of these scales. */
+export const scaledName = (scale: string): string => scale.slice(0, -scaleSuffix.length);
 
 /** A linear layer's weight, [out, in], drawn so that unit-variance input gives output of variance `gain`². */
 export function matrix(name: string, out: number, inner: number, kind: WeightKind, gain = 1): ParameterSpec {

@@ -1,9 +1,10 @@
 import { invariant } from "../../core/diagnostics.js";
-import type { Dtype } from "../../core/dtype.js";
+import { bytesPerElement, type Dtype, storageDtypes } from "../../core/dtype.js";
 import type { Attribute, FunctionBody, Graph, Module, Node, Value } from "../ir/graph.js";
 import { customDomain, customDomainVersion, opDefinition } from "../ops/index.js";
 import type { AttributeType } from "../ops/definition.js";
 import type { Target } from "../targets/target.js";
+import { convertElements } from "../weights/convert.js";
 import { modelProto, onnxDtype } from "./schema.js";
 
 /** Where a weight's bytes lie: a file beside the model, and a range of it. */
@@ -20,11 +21,15 @@ export interface EncodeOptions {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
+/** ONNX Runtime's own ops. */
+const contribDomain = "com.microsoft";
+
 /** A module as an ONNX ModelProto. Weights are external data; constants are inside. */
 export function encodeOnnx(module: Module, { target, producer, placement, metadata }: EncodeOptions): Uint8Array {
   const opsets = [
     { domain: "", version: target.opset },
     { domain: customDomain, version: customDomainVersion },
+    ...(module.graph.nodes.some(({ op }) => op.startsWith(`${contribDomain}::`)) ? [{ domain: contribDomain, version: 1 }] : []),
   ];
   const graph = graphProto(module.graph);
   graph.initializer.push(
@@ -89,9 +94,14 @@ function nodeProto(node: Node): object {
     ...(node.overload === undefined ? {} : { overload: node.overload }),
     name: node.name,
     input: node.inputs.map((value) => value?.name ?? ""),
-    output: node.outputs.map((value) => value.name),
+    output: placed(node.outputs.map((value) => value.name), definition.outputPlaces),
     attribute: Object.entries(node.attributes).map(([key, value]) => attributeProto(key, value, definition.attributes[key] as AttributeType)),
   };
+}
+
+/** Outputs of an ONNX operator that the IR leaves out have no name. */
+function placed(names: readonly string[], places: readonly number[] = names.map((_, i) => i)): readonly string[] {
+  return Array.from({ length: Math.max(-1, ...places) + 1 }, (_, i) => names[places.indexOf(i)] ?? "");
 }
 
 /** AttributeProto.AttributeType */
@@ -120,8 +130,13 @@ function valueInfo({ name, dtype, shape }: Value) {
 
 function tensorProto({ dtype, shape, constant }: Value) {
   invariant(constant, "a constant without elements");
-  const raw =
-    dtype === "float32" ? new Float32Array(constant) : dtype === "int64" ? BigInt64Array.from(constant, BigInt) : undefined;
-  invariant(raw, `constants of type ${dtype} are not written`);
-  return { dataType: onnxDtype[dtype], dims: shape, rawData: Buffer.from(raw.buffer) };
+  return { dataType: onnxDtype[dtype], dims: shape, rawData: dtype === "int64" ? Buffer.from(BigInt64Array.from(constant, BigInt).buffer) : floatBytes(constant, dtype) };
+}
+
+function floatBytes(elements: readonly number[], dtype: Dtype): Uint8Array {
+  const storage = storageDtypes.find((d) => d === dtype);
+  invariant(storage, `constants of type ${dtype} are not written`);
+  const bytes = new Uint8Array(elements.length * bytesPerElement[storage]);
+  convertElements({ dtype: "float32", bytes: new Uint8Array(new Float32Array(elements).buffer) }, storage, bytes);
+  return bytes;
 }

@@ -14,13 +14,19 @@ export interface OpDefinition {
   readonly inputs: readonly [number, number];
   readonly attributes: Readonly<Record<string, AttributeType>>;
   readonly infer: (inputs: Inputs, attributes: Attributes) => readonly Inferred[];
+  /** Which of the ONNX operator's outputs the IR has; absent: its first ones. */
+  readonly outputPlaces?: readonly number[];
 }
 
-/** One of our ops: one node for a kernel to take, and a body in standard ops where there is none. */
-export interface CustomOpDefinition extends OpDefinition {
+/** One of our ops, which is one node for a kernel to take. */
+export interface KernelOpDefinition extends OpDefinition {
   /** Names of the inputs, in order; the last may stand for many (`experts...`). */
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
+}
+
+/** One of our ops that has a body in standard ops for where there is no kernel. */
+export interface CustomOpDefinition extends KernelOpDefinition {
   /** Names the variant of the body that these inputs and attributes need. */
   readonly overload: (inputs: Inputs, attributes: Attributes) => string;
   readonly body: (b: GraphBuilder, inputs: Inputs, attributes: Attributes) => readonly Value[];
@@ -68,6 +74,9 @@ export function int(attributes: Attributes, name: string, fallback?: number): nu
   invariant(typeof value === "number", `attribute ${name} is missing`);
   return value;
 }
+
+/** An attribute that is a number of any kind. */
+export const float = int;
 
 export function ints(attributes: Attributes, name: string): readonly number[] {
   const value = attributes[name];

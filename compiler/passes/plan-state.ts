@@ -15,7 +15,7 @@ export function planState(model: BlockModel, target: Target): BlockModel {
           role: spec.role,
           past: `past_key_values.${op.layer}.${spec.role}`,
           present: `present.${op.layer}.${spec.role}`,
-          dtype: target.stateDtype,
+          dtype: target.stateDtypes[spec.role],
           shape: spec.shape,
           growth: spec.growth,
           rewind: spec.rewind,

@@ -32,7 +32,7 @@ export interface Shortened {
  *
  * What a layer leaves behind for the end of the run, its absent twins leave behind too, for as long.
  */
-export function liveSets({ steps, resident, outputs, routings }: Schedule, { layers, repeated }: Shortened, phase: "prefill" | "decode"): LiveSet[] {
+export function liveSets({ steps, resident, outputs, routings }: Schedule, { layers, repeated }: Shortened, phase: "prefill" | "decode", computeDtype: Dtype): LiveSet[] {
   const buffers = assignBuffers(steps, resident, new Set(outputs.map((v) => v.name)));
   const of = (name: string) => buffers.get(name) ?? name;
   const callers = new Set(outputs.filter((v) => v.name !== "logits").map((v) => v.name));
@@ -46,7 +46,7 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
   const alive = new Map<string, Held>();
   const tensors = new Tensors();
   const madeBy = steps.map((step) => step.outputs.filter((v) => of(v.name) === v.name && !callers.has(v.name)).map((v) => [v.name, tensors.result(v)] as const));
-  const ends = layers.map((_, layer) => steps.findLastIndex((s) => s.op === "Add" && s.name.startsWith(`/layers.${layer}/`) && s.name.endsWith("_residual")));
+  const ends = layers.map((_, layer) => steps.findLastIndex((s) => s.name.startsWith(`/layers.${layer}/`) && s.name.endsWith("_residual")));
   const twins = new Map<string, Repeated>();
   for (const twin of repeated)
     steps.forEach((step, i) => {
@@ -55,7 +55,7 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
       for (const [name] of madeBy[i] ?? []) if ((lastUse.get(name) ?? 0) > end && !step.outputs.some((v) => isShapeVector(step, v))) twins.set(name, twin);
     });
 
-  const held = new Holdings(routings, new Basis(phase === "decode"));
+  const held = new Holdings(routings, new Basis(phase === "decode", computeDtype));
   const frontier = new Frontier();
   const heldOf = new Map(madeBy.flat());
   let layer = -1;
@@ -197,7 +197,7 @@ class Holdings {
   }
 
   tensors(): LiveSet["tensors"] {
-    const common = ({ held: { dtype, use }, count }: Kind) => ({ count, dtype: typeName(dtype), use });
+    const common = ({ held: { dtype, use }, count }: Kind) => ({ count, dtype: this.basis.typeName(dtype), use });
     return [
       ...[...this.#kinds.values()].filter((kind) => kind.count > 0 && !kind.expert).map((kind) => ({ ...common(kind), elements: this.basis.dim(kind.held.elements) })),
       ...this.#bounds().map(({ kind, most, spread }) => ({ ...common(kind), elements: most, spread })),
@@ -275,7 +275,11 @@ class Basis {
   readonly #dims = new Map<Dim, Dim>();
   readonly #beyond: Readonly<Record<string, Dim>>;
 
-  constructor(private readonly oneToken: boolean) {
+  constructor(
+    private readonly oneToken: boolean,
+    /** Its size is the device's choice: what the graph has of it is of the type that activations have there. */
+    private readonly computeDtype: Dtype,
+  ) {
     const tokens = oneToken ? 1 : addDims("t", 2);
     this.#beyond = { B: addDims("b", 1), T: tokens, S: addDims("s", tokens), L: "l" };
   }
@@ -287,6 +291,10 @@ class Basis {
       this.#terms.set(elements, terms);
     }
     return terms;
+  }
+
+  typeName(dtype: Dtype): LiveSet["tensors"][number]["dtype"] {
+    return dtype === this.computeDtype ? "compute" : dtype;
   }
 
   /** A dimension as it is for this many tokens. */
@@ -317,10 +325,11 @@ class Polynomial {
   constructor(private readonly basis: Basis) {}
 
   add(elements: Dim, dtype: Dtype, times: number): void {
-    const size = bytesPerElement[dtype];
+    const type = this.basis.typeName(dtype);
+    const [large, small] = type === "compute" ? [4, 2] : [bytesPerElement[type], bytesPerElement[type]];
     for (const { slot, coefficient } of this.basis.terms(elements)) {
-      this.#coefficients[2 * slot] = (this.#coefficients[2 * slot] ?? 0) + coefficient * size * times;
-      this.#coefficients[2 * slot + 1] = (this.#coefficients[2 * slot + 1] ?? 0) + coefficient * (dtype === "float32" ? 2 : size) * times;
+      this.#coefficients[2 * slot] = (this.#coefficients[2 * slot] ?? 0) + coefficient * large * times;
+      this.#coefficients[2 * slot + 1] = (this.#coefficients[2 * slot + 1] ?? 0) + coefficient * small * times;
     }
   }
 
@@ -336,6 +345,3 @@ class Polynomial {
     return copy;
   }
 }
-
-/** All float32 in the graph is of the compute type; state, which is not, lies outside. */
-const typeName = (dtype: Dtype): LiveSet["tensors"][number]["dtype"] => (dtype === "float32" ? "compute" : dtype);

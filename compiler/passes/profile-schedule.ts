@@ -34,20 +34,22 @@ export interface Routing {
 
 /**
  * The nodes of a module in the order in which ONNX Runtime 1.29 runs them, after the rewrites of its optimiser that change what is
- * alive when. `inline`: our ops run as their bodies (`InlineFunctionsAOT`); otherwise each is one kernel.
+ * alive when, if it runs. `inline`: our ops run as their bodies (`InlineFunctionsAOT`); otherwise each is one kernel.
  *
  * The order is `GraphViewer`'s default one: depth first from the last node whose results nothing reads, inputs with the highest
  * node index first (`Graph::ReverseDFSFrom` with `NodeCompare`).
  */
-export function schedule(module: Module, inline: boolean): Schedule {
+export function schedule(module: Module, { inline, optimise }: { readonly inline: boolean; readonly optimise: boolean }): Schedule {
   const { graph } = module;
   const resident = new Set([...graph.inputs.map((v) => v.name), ...graph.weights.map(({ value }) => value.name)]);
   const outputs = new Set(graph.outputs.map((v) => v.name));
   const routings: Routing[] = [];
   let steps = inline ? inlined(module, routings) : graph.nodes.map((node, index) => step(node, index));
-  steps = foldConstants(steps, resident, graph.weights.map(({ value }) => value.name));
-  steps = shareEqual(inOrder(steps), outputs);
-  steps = fuseQuickGelu(shapeBeforeTranspose(inOrder(steps)));
+  if (optimise) {
+    steps = foldConstants(steps, resident, graph.weights.map(({ value }) => value.name));
+    steps = shareEqual(inOrder(steps), outputs);
+    steps = fuseQuickGelu(shapeBeforeTranspose(inOrder(steps)));
+  }
   return { steps: inOrder(steps), resident, outputs: graph.outputs, routings };
 }
 

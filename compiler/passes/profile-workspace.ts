@@ -1,4 +1,4 @@
-import { type Dim, elementCount, mulDims } from "../../core/dim.js";
+import { addDims, type Dim, elementCount, mulDims } from "../../core/dim.js";
 import { invariant } from "../../core/diagnostics.js";
 import type { Dtype } from "../../core/dtype.js";
 import type { Graph, Value } from "../ir/graph.js";
@@ -45,9 +45,37 @@ export function moments(step: Step, phase: "prefill" | "decode"): readonly Momen
       const [dFf, dModel] = gate.shape as readonly [Dim, Dim];
       return one(float(mulDims(rows, dModel)), float(mulDims(2, rows, dFf)), float(mulDims(rows, dFf)));
     }
+    case "ai.layerweave::PackedLinear": {
+      const x = at(step, 0); // [M, K]
+      return phase === "decode" ? one() : one(gathered(x.shape[0] as Dim, 1, x.shape[1] as number, x.dtype));
+    }
+    case "ai.layerweave::PackedMoE": {
+      const x = at(step, 0); // [M, D]
+      const [tokens, dModel] = [x.shape[0] as Dim, x.shape[1] as number];
+      const experts = int(step.attributes, "n_experts");
+      const choices = mulDims(int(step.attributes, "top_k"), tokens);
+      // Logits, and four numbers for each choice: its expert, its weight, and its place in either order.
+      const routing: readonly Temporary[] = step.inputs[1] ? [float(mulDims(tokens, experts)), { elements: mulDims(4, choices), dtype: "int32" }] : [];
+      if (phase === "decode") return one(...routing);
+      return one(...routing, ...[dModel, int(step.attributes, "d_ff")].map((width) => gathered(choices, experts, width, x.dtype)));
+    }
+    case "ai.layerweave::PackedMambaInner": {
+      if (phase === "decode") return one();
+      const [xz, conv] = [at(step, 0), at(step, 1)]; // [M, 2I], [I, 1, K]
+      const [tokens, dInner] = [xz.shape[0] as Dim, conv.shape[0] as number];
+      const projected = int(step.attributes, "dt_rank") + 2 * int(step.attributes, "d_state");
+      // u; dt, B and C before and after their norms; u again as the product with x_proj reads it.
+      const tensors = [dInner, projected, projected].map((width): Temporary => ({ elements: mulDims(tokens, width), dtype: xz.dtype }));
+      return one(...tensors, gathered(tokens, 1, dInner, xz.dtype));
+    }
     default:
       return one();
   }
+}
+
+/** Rows as the CUDA kernels' tiles read them: each group's from a multiple of 8 on, in columns of 128 (kernels/cuda/packed_gemm.cuh). */
+function gathered(rows: Dim, groups: number, columns: number, dtype: Dtype): Temporary {
+  return { elements: mulDims(addDims(rows, 7 * groups + 7), Math.ceil(columns / 128) * 128), dtype };
 }
 
 /**

@@ -1,9 +1,10 @@
+import { invariant } from "../../core/diagnostics.js";
 import { originOf } from "../../core/origin.js";
 import { dslDiagnostics } from "../../dsl/diagnostics.js";
 import type { Attention } from "../../dsl/mixers/attention.js";
 import type { Value } from "../ir/graph.js";
 import { matrix, vector } from "../ir/parameter.js";
-import { checkCounts, flat, perToken, type LowerContext, type Rules } from "./definition.js";
+import { checkCounts, checkMost, checkWidths, flat, perToken, type LowerContext, type Rules } from "./definition.js";
 import { checkRope, ropeFrequencies } from "./rope.js";
 
 export const attentionRules: Rules<Attention> = {
@@ -37,24 +38,56 @@ export const attentionRules: Rules<Attention> = {
       found.report(dslDiagnostics["kv-heads-do-not-divide"], { nHeads: spec.nHeads, nKvHeads: spec.nKvHeads }, originOf(spec, `${path}.nKvHeads`));
   },
 
+  checkLimits: (spec, path, limits, found) => {
+    checkWidths(spec, ["headDim"], path, limits, found);
+    checkMost(spec, ["headDim"], path, limits, found);
+  },
+
   lower: (spec, x, context) => {
-    const { b, parameter, optionalParameter, past, pastLengths } = context;
-    const project = (name: string) => perToken(context, `${name}_tokens`, b.linear(name, x, parameter(`${name}.weight`), optionalParameter(`${name}.bias`)));
-    const query = rotated(spec, context, "q_rotated", project("q_proj"), spec.nHeads); // [B, T, H·P]
-    const key = rotated(spec, context, "k_rotated", project("k_proj"), spec.nKvHeads); // [B, T, G·P]
-    const value = project("v_proj"); // [B, T, G·P]
-    const [attended, presentKey, presentValue] = b.ops("ai.layerweave::CachedAttention", "attention", [query, key, value, past("key"), past("value"), pastLengths], {
-      n_heads: spec.nHeads,
-      n_kv_heads: spec.nKvHeads,
-      window: spec.window ?? 0,
-    }) as [Value, Value, Value]; // [B, T, H·P], [B, G, S, P], [B, G, S, P]
-    const y = b.linear("o_proj", flat(context, "attended", attended), parameter("o_proj.weight"), optionalParameter("o_proj.bias")); // [M, D]
-    return { y, present: { key: presentKey, value: presentValue } };
+    const { b, parameter, optionalParameter, target } = context;
+    const [attended, key, value] = target.fusedMixers ? fused(spec, x, context) : separate(spec, x, context); // [M, H·P], [B, G, S, P], [B, G, S, P]
+    const y = b.linear("o_proj", attended, parameter("o_proj.weight"), optionalParameter("o_proj.bias")); // [M, D]
+    return { y, present: { key, value } };
   },
 };
 
+type Attended = readonly [y: Value, presentKey: Value, presentValue: Value];
+
+const projections = ["q_proj", "k_proj", "v_proj"] as const;
+
+/** One projection, and all that follows it as one op. */
+function fused(spec: Attention, x: Value, { b, merged, past, pastLengths }: LowerContext): Attended {
+  const rows = (part: "weight" | "bias") => merged(`qkv_proj.${part}`, projections.map((name) => `${name}.${part}`));
+  const weight = rows("weight"); // [(H + 2G)·P, D]
+  invariant(weight, "an attention without projections");
+  const qkv = b.linear("qkv_proj", x, weight, rows("bias")); // [M, (H + 2G)·P]
+  const rope = spec.position.kind === "none" ? undefined : ropeFrequencies(spec.position, spec.headDim);
+  const frequencies = rope ? b.floats([rope.inverse.length], rope.inverse) : null; // [P / 2]
+  return b.ops("ai.layerweave::AttentionInner", "inner", [qkv, past("key"), past("value"), pastLengths, frequencies], {
+    n_heads: spec.nHeads,
+    n_kv_heads: spec.nKvHeads,
+    window: spec.window ?? 0,
+    rope_scale: rope?.scale ?? 1,
+  }) as unknown as Attended; // [M, H·P], [B, G, S, P], [B, G, S, P]
+}
+
+/** A projection each, rotations, and attention over the cache. */
+function separate(spec: Attention, x: Value, context: LowerContext): Attended {
+  const { b, parameter, optionalParameter, past, pastLengths } = context;
+  const project = (name: (typeof projections)[number]) => perToken(context, `${name}_tokens`, b.linear(name, x, parameter(`${name}.weight`), optionalParameter(`${name}.bias`)));
+  const query = rotated(spec, context, "q_rotated", project("q_proj"), spec.nHeads); // [B, T, H·P]
+  const key = rotated(spec, context, "k_rotated", project("k_proj"), spec.nKvHeads); // [B, T, G·P]
+  const value = project("v_proj"); // [B, T, G·P]
+  const [attended, presentKey, presentValue] = b.ops("ai.layerweave::CachedAttention", "attention", [query, key, value, past("key"), past("value"), pastLengths], {
+    n_heads: spec.nHeads,
+    n_kv_heads: spec.nKvHeads,
+    window: spec.window ?? 0,
+  }) as [Value, Value, Value]; // [B, T, H·P], [B, G, S, P], [B, G, S, P]
+  return [flat(context, "attended", attended), presentKey, presentValue]; // [M, H·P]
+}
+
 /** x [B, T, n·P] with its heads turned by their position; unchanged without positional encoding. */
-function rotated(spec: Attention, { b, inputIds, pastLengths, computeDtype }: LowerContext, label: string, x: Value, heads: number): Value {
+function rotated(spec: Attention, { b, inputIds, pastLengths, target: { computeDtype } }: LowerContext, label: string, x: Value, heads: number): Value {
   if (spec.position.kind === "none") return x;
   const { inverse, scale } = ropeFrequencies(spec.position, spec.headDim);
   const angles = uniqueLabel(b, "rope_angles", inverse);

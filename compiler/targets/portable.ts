@@ -6,8 +6,14 @@ export const portable: Target = {
   irVersion: 11,
   opset: 24,
   computeDtype: "float32",
-  stateDtype: "float32",
+  stateDtypes: { key: "float32", value: "float32", conv_state: "float32", ssm_state: "float32" },
   // The KV cache goes through TensorScatter alone, which writes in place where past and present are one buffer, and what it
   // writes lies beyond the positions that count: a failed run changes nothing. Recurrent state is read after it is written.
   stateUpdate: { "per-token": "in-place", constant: "swap" },
+  weightStorage: "as-given",
+  fusedMixers: false,
+  fusedNorms: false,
+  packedWeights: false,
+  functionBodies: true,
+  optimisedWhenLoaded: true,
 };

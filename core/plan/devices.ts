@@ -86,6 +86,19 @@ export function deviceNamed(name: string): Device {
   return builtIn.find((device) => device.name === name) ?? fail(planDiagnostics["unknown-device"], { device: name, known: deviceNames });
 }
 
+/** What a profile's card is called by its driver. */
+const cardNames: readonly (readonly [RegExp, string])[] = [
+  [/\bH100 80GB/, "h100-80gb"],
+  [/\bH200\b/, "h200-141gb"],
+  [/\bA100\b.*80GB/, "a100-80gb"],
+];
+
+/** The profile of a card that is there: its own memory, and the rates of its kind; those of an A100 for one that has no profile. */
+export function deviceOfCard({ name, bytes }: { readonly name: string; readonly bytes: number }): Device {
+  const known = cardNames.find(([pattern]) => pattern.test(name))?.[1];
+  return { ...deviceNamed(known ?? "a100-80gb"), name: known ?? name, memory: { value: bytes, source: `what the driver says of the ${name}` } };
+}
+
 /**
  * A device profile from the text of a JSON file.
  * @throws LayerweaveError `plan/bad-device-profile` naming everything that is wrong with it, `plan/no-rate`

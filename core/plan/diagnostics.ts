@@ -36,6 +36,12 @@ export const planDiagnostics = catalogue("plan", {
     help: () => "Give a budget: --budget 16GiB.",
     explain: "Memory of a CPU differs from machine to machine, so its profile has none; the budget says how much may be used.",
   }),
+  "needs-kernels": define<{ model: string; device: string }>({
+    severity: "error",
+    message: ({ model, device }) => `${model} was compiled for kernels that ${device} doesn't have.`,
+    help: () => "Plan it for a device whose profile says \"execution\": \"kernels\", such as h100-80gb, or compile it for the portable target.",
+    explain: "A folder that is compiled for CUDA has packed weights and ops without bodies in standard ops. Stock ONNX Runtime can't run it, so there is nothing to plan there.",
+  }),
   "no-rate": define<{ device: string; dtype: string; known: readonly string[] }>({
     severity: "error",
     exitCode: 2,

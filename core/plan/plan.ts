@@ -81,7 +81,7 @@ export interface Plan {
 
 /**
  * What a model needs on a device, to the byte where that is decided by the layout.
- * @throws LayerweaveError `plan/bad-count`, `plan/no-budget`
+ * @throws LayerweaveError `plan/bad-count`, `plan/no-budget`, `plan/needs-kernels`
  */
 export function plan(model: PlanModel, options: PlanOptions): Plan {
   const { device, quantize } = options;
@@ -150,7 +150,7 @@ type Account = (context: number, batch: number) => { readonly bytes: PlanBytes; 
 /** The bytes of a model as a function of context and batch, everything else fixed. */
 function accountant(model: PlanModel, options: PlanOptions): Account {
   const { device, quantize } = options;
-  const execution = model.profile[device.execution];
+  const execution = model.profile[device.execution] ?? fail(planDiagnostics["needs-kernels"], { model: model.name, device: device.name });
   const prefillPeak = peakFinder(execution.prefill);
   const decodePeak = peakFinder(execution.decode);
   const weights = weightItems(model.weights, quantize).reduce((sum, item) => sum + item.bytes, 0);

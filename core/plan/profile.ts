@@ -37,8 +37,8 @@ const executionSchema = z.strictObject({
 });
 
 export const profileSchema = z.strictObject({
-  /** Our ops as function bodies in standard ops, as stock ONNX Runtime runs them. */
-  bodies: executionSchema,
+  /** Our ops as function bodies in standard ops, as stock ONNX Runtime runs them; absent: they have none. */
+  bodies: executionSchema.optional(),
   /** Our ops as one kernel each. */
   kernels: executionSchema,
   operations: z.strictObject({

@@ -16,9 +16,12 @@ export interface WeightItem {
 
 const elementsOf = ({ shape }: PlannedWeight) => shape.reduce((a, b) => a * b, 1);
 
-/** A matrix that only ever multiplies: neither looked up, nor a convolution. */
+/** Each row of a matrix, or of a stack of them, has a scale when it is quantised. */
+const rowsOf = ({ shape }: Pick<PlannedWeight, "shape">) => shape.slice(0, -1).reduce((a, b) => a * b, 1);
+
+/** A matrix that only ever multiplies, or a stack of experts' ones: neither looked up, nor a convolution. */
 function isLinear({ matrix, shape, kind }: Pick<PlannedWeight, "matrix" | "shape" | "kind">): boolean {
-  return matrix && shape.length === 2 && kind !== "embedding";
+  return matrix && (shape.length === 2 || kind === "experts" || kind === "mlp") && kind !== "embedding";
 }
 
 /**
@@ -42,7 +45,7 @@ export function weightItems(weights: readonly PlannedWeight[], quantize: Quantiz
   for (const weight of weights) {
     const quantized = becomesInt8(weight, quantize);
     add(weight.scalesOf === undefined ? weight.kind : "scales", quantized ? "int8" : weight.dtype, elementsOf(weight));
-    if (quantized) add("scales", "float32", weight.shape[0] ?? 0);
+    if (quantized) add("scales", "float32", rowsOf(weight));
   }
   return [...items].flatMap(([kind, dtypes]) => [...dtypes].map(([dtype, elements]) => ({ kind, dtype, elements, bytes: elements * bytesPerElement[dtype] }))).sort((a, b) => b.bytes - a.bytes);
 }
@@ -75,7 +78,7 @@ export function weightBytesRead(model: PlanModel, quantize: Quantization, tokens
   const shares = expertShare(model, tokens);
   return model.weights.reduce((sum, weight) => {
     const quantized = becomesInt8(weight, quantize);
-    const bytes = quantized ? elementsOf(weight) + (weight.shape[0] ?? 0) * bytesPerElement.float32 : weight.bytes;
+    const bytes = quantized ? elementsOf(weight) + rowsOf(weight) * bytesPerElement.float32 : weight.bytes;
     if (weight.kind === "embedding") return sum + (model.tiedEmbeddings ? bytes : 0) + (tokens * bytes) / (weight.shape[0] ?? 1);
     return sum + bytes * (weight.kind === "experts" ? shares : 1);
   }, 0);

@@ -6,7 +6,11 @@ import { describe, expect, it } from "vitest";
 import type { StorageDtype } from "../../core/dtype.js";
 import { compile } from "../../compiler/compile.js";
 import { checkedLayout, type PassName } from "../../compiler/lower.js";
+import { cuda } from "../../compiler/targets/cuda.js";
+import type { Target } from "../../compiler/targets/target.js";
+import type { Quantization } from "../../core/plan/weights.js";
 import type { ModelSpec } from "../../dsl/index.js";
+import cudaHybrid from "./cuda-hybrid/layout.js";
 import halfLayers from "./half-layers/layout.js";
 import jambaBlock from "./jamba-block/layout.js";
 import mambaWeightlessNorms from "./mamba-weightless-norms/layout.js";
@@ -14,24 +18,33 @@ import { onnxText } from "./onnx-text.js";
 import slidingWindow from "./sliding-window/layout.js";
 import topKThenSoftmax from "./top-k-then-softmax/layout.js";
 
-const cases: readonly { readonly idea: string; readonly model: ModelSpec; readonly dtype?: StorageDtype }[] = [
+interface Case {
+  readonly idea: string;
+  readonly model: ModelSpec;
+  readonly dtype?: StorageDtype;
+  readonly target?: Target;
+  readonly quantize?: Quantization;
+}
+
+const cases: readonly Case[] = [
   { idea: "jamba-block", model: jambaBlock },
   { idea: "mamba-weightless-norms", model: mambaWeightlessNorms },
   { idea: "sliding-window", model: slidingWindow },
   { idea: "top-k-then-softmax", model: topKThenSoftmax, dtype: "bfloat16" },
   { idea: "half-layers", model: halfLayers },
+  { idea: "cuda-hybrid", model: cudaHybrid, target: cuda("bfloat16"), quantize: "experts-int8" },
 ];
 
 /** The stages that are kept; the others lie between them. */
-const printed: readonly PassName[] = ["resolve-layout", "plan-state", "attach-bodies"];
+const printed: readonly PassName[] = ["resolve-layout", "plan-state", "pack-weights", "attach-bodies"];
 
 const update = process.env.UPDATE_GOLDEN === "1";
 if (update && process.env.CI) throw new Error("golden files are not rewritten in CI: a change of them is to be seen in the diff of a commit");
 
 describe("golden files (rewrite them with UPDATE_GOLDEN=1)", () => {
-  it.each(cases)("$idea", async ({ idea, model, dtype }) => {
+  it.each(cases)("$idea", async ({ idea, ...golden }) => {
     const folder = fileURLToPath(new URL(idea, import.meta.url));
-    for (const [file, text] of Object.entries(await compiledTexts(join(folder, "layout.ts"), model, dtype))) {
+    for (const [file, text] of Object.entries(await compiledTexts(join(folder, "layout.ts"), golden))) {
       const path = join(folder, file);
       if (update) await writeFile(path, text);
       expect(text, `${idea}/${file}`).toBe(await readFile(path, "utf8"));
@@ -39,7 +52,7 @@ describe("golden files (rewrite them with UPDATE_GOLDEN=1)", () => {
   });
 });
 
-async function compiledTexts(layoutFile: string, model: ModelSpec, dtype: StorageDtype | undefined): Promise<Readonly<Record<string, string>>> {
+async function compiledTexts(layoutFile: string, { model, ...options }: Omit<Case, "idea">): Promise<Readonly<Record<string, string>>> {
   const parent = await mkdtemp(join(tmpdir(), "layerweave-test-"));
   try {
     const out = join(parent, "compiled");
@@ -48,7 +61,7 @@ async function compiledTexts(layoutFile: string, model: ModelSpec, dtype: Storag
       out,
       weights: { from: "random", seed: 0 },
       layoutFile,
-      ...(dtype ? { dtype } : {}),
+      ...options,
       trace: (pass, text) => {
         if (printed.includes(pass)) ir.push(`# after ${pass}\n${text()}`);
       },

@@ -89,12 +89,18 @@ function valueText({ name, type }: ValueInfoProto): string {
 
 const dtypeText = (dataType: number) => DataType[dataType]?.toLowerCase() ?? `type ${dataType}`;
 
+const elementTexts: Readonly<Record<number, (buffer: ArrayBuffer) => string[]>> = {
+  [DataType.INT64]: (buffer) => [...new BigInt64Array(buffer)].map(String),
+  [DataType.FLOAT]: (buffer) => [...new Float32Array(buffer)].map(floatText),
+  // By its bits, above those of a float32.
+  [DataType.BFLOAT16]: (buffer) => [...new Float32Array(Uint32Array.from(new Uint16Array(buffer), (bits) => bits << 16).buffer)].map(floatText),
+};
+
 function tensorText({ name, dataType, dims, rawData, dataLocation, externalData }: TensorProto, named: boolean): string {
   const head = `${dtypeText(dataType)}[${dims.join(", ")}]${named ? ` ${name}` : ""}`;
   if (dataLocation === DataLocation.EXTERNAL) return `${head} = [${externalData.map(({ key, value }) => `"${key}": "${value}"`).join(", ")}]`;
   const { buffer } = Uint8Array.from(rawData);
-  const elements =
-    dataType === DataType.INT64 ? [...new BigInt64Array(buffer)].map(String) : dataType === DataType.FLOAT ? [...new Float32Array(buffer)].map(floatText) : undefined;
+  const elements = elementTexts[dataType]?.(buffer);
   if (!elements) throw new Error(`elements of ${name} are not printed`);
   return `${head}${named ? " =" : ""} {${elements.join(", ")}}`;
 }

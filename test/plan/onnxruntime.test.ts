@@ -15,7 +15,7 @@ import { account } from "./ort-accounting.js";
 const granularity = 256;
 
 function peak({ manifest }: Compiled, sizes: Sizes): Peak {
-  const { prefill, decode } = manifest.profile.bodies;
+  const { prefill, decode } = manifest.profile.bodies!;
   return peakFinder(sizes.T === 1 ? decode : prefill)(sizes, 4, granularity);
 }
 

@@ -360,7 +360,7 @@ export async function fakeModel(options: FakeOptions = {}): Promise<string> {
       contextLength: options.contextLength === undefined ? 4096 : options.contextLength,
       parameters: { total: 2 * vocabSize * width, active: 2 * vocabSize * width },
     },
-    graph: { file: "model.onnx", bytes: onnx.length, sha256: sha256(onnx), irVersion: 11, opset: 24, computeDtype: "float32", functions: [] },
+    graph: { file: "model.onnx", bytes: onnx.length, sha256: sha256(onnx), irVersion: 11, opset: 24, computeDtype: "float32", functions: [], kernels: [] },
     inputs: {
       inputIds: { name: "input_ids", dtype: "int64", shape: ["B", "T"] },
       pastLengths: { name: "past_lengths", dtype: "int64", shape: ["B"] },

@@ -8,7 +8,8 @@ import { dequantized } from "./shared.js";
  *
  * Router "softmax-then-top-k": p = softmax(x·routerᵀ) over all experts, the top_k largest p are the weights, divided by their
  * sum when `renormalise`. "top-k-then-softmax": a softmax over the top_k largest logits.
- * Expert weights are gate, up and down of each expert in turn, and in int8 all of their scales after them, in the same order.
+ * Expert weights are gate, up and down of each expert in turn, of x's type or bfloat16, or int8 with all of their scales after them
+ * in the same order.
  * The body computes each expert only for the tokens that chose it.
  */
 export const moe: CustomOpDefinition = {
@@ -23,7 +24,7 @@ export const moe: CustomOpDefinition = {
     return [{ dtype: x.dtype, shape: x.shape }];
   },
   overload: (inputs, a) =>
-    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}${isInt8(inputs) ? "_int8" : ""}`,
+    `e${int(a, "n_experts")}_k${int(a, "top_k")}_${text(a, "router", "")}${int(a, "renormalise") ? "_renormalised" : ""}_d${inputs.at(0).shape[1]}_f${inputs.at(2).shape[0]}${inputs.at(2).dtype === inputs.at(0).dtype ? "" : `_${inputs.at(2).dtype}`}`,
   body: (b, inputs, attributes) => {
     const x = inputs.at(0);
     const { weights, experts } = route(b, inputs, attributes);
@@ -33,7 +34,8 @@ export const moe: CustomOpDefinition = {
       const project: Projection = (b, name, x) => {
         const i = 3 * e + projections.indexOf(name);
         const weight = inputs.at(2 + i);
-        return b.linear(name, x, isInt8(inputs) ? dequantized(b, `${name}_weight`, weight, inputs.at(2 + 3 * nExperts + i), x) : weight);
+        if (isInt8(inputs)) return b.linear(name, x, dequantized(b, `${name}_weight`, weight, inputs.at(2 + 3 * nExperts + i), x));
+        return b.linear(name, x, weight.dtype === x.dtype ? weight : b.op("Cast", `${name}_weight`, [weight], { to: x.dtype }));
       };
       y = b.scope(`experts.${e}`, () => addExpert(b, e, x, y, weights, experts, project));
     }

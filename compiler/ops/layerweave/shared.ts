@@ -1,6 +1,17 @@
 import type { Value } from "../../ir/graph.js";
 import type { GraphBuilder } from "../../ir/builder.js";
 
+/** x [M, C] with the tokens of each row apart; `rows` is a tensor whose first extent is B → [B, T, C] */
+export function byRow(b: GraphBuilder, label: string, x: Value, rows: Value): Value {
+  const count = b.op("Gather", `${label}_count`, [b.op("Shape", `${label}_of`, [rows]), b.ints(0)], { axis: 0 }); // [1]
+  return b.op("Reshape", label, [x, b.op("Concat", `${label}_shape`, [count, b.ints(-1, x.shape[1] as number)], { axis: 0 })]);
+}
+
+/** [B, T, C] → [M, C] */
+export function flattened(b: GraphBuilder, label: string, x: Value): Value {
+  return b.reshape(label, x, [-1, x.shape.at(-1) as number]);
+}
+
 /** 0, 1, … T - 1, where T is the extent of `x` along `axis` → [T] int64 */
 export function tokenPositions(b: GraphBuilder, label: string, x: Value, axis: number): Value {
   const shape = b.op("Shape", `${label}_shape`, [x]);
