@@ -2,11 +2,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cpu/parallel.h"
 #include "onnxruntime_c_api.h"
 
 namespace layerweave::ort {
@@ -21,29 +22,35 @@ struct Formal {
 
 struct Attribute {
   const char* name;
-  const char* type;  // "int" or "string"
+  const char* type;  // "int", "float" or "string"
 };
 
 /// What went wrong, for ONNX Runtime's status.
 class OpError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit OpError(const std::string& message, OrtErrorCode code = ORT_INVALID_ARGUMENT) : std::runtime_error(message), code(code) {}
+  const OrtErrorCode code;
 };
+
+/// Throws what a status says is wrong, and releases it.
+void check(const OrtApi& api, OrtStatus* status);
 
 using Shape = std::vector<int64_t>;
 
 std::string print(const Shape& shape);
 
-/// The attributes of a node, while its kernel is made. All attributes of our ops are required.
+/// A node while its kernel is made. All attributes of our ops are required.
 class NodeInfo {
  public:
-  NodeInfo(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+  NodeInfo(const OrtApi& api, const OrtKernelInfo* info) : api(api), info(info) {}
   int64_t integer(const char* name) const;
+  float real(const char* name) const;
   std::string text(const char* name) const;
+  std::string node_name() const;
+  ONNXTensorElementDataType input_type(size_t index) const;
 
- private:
-  const OrtApi& api_;
-  const OrtKernelInfo* info_;
+  const OrtApi& api;
+  const OrtKernelInfo* const info;
 };
 
 template <class T>
@@ -55,7 +62,7 @@ struct Input {
 /// One call of a kernel.
 class Call {
  public:
-  Call(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  Call(const OrtApi& api, OrtKernelContext* context) : api(api), context(context) {}
 
   size_t input_count() const;
   /// Whether an optional input is given.
@@ -66,34 +73,19 @@ class Call {
     const OrtValue* value = input_value(index);
     return {static_cast<const T*>(data_of(value)), shape_of(value)};
   }
-  float* output(size_t index, const Shape& shape) const;
+  template <class T>
+  T* output(size_t index, const Shape& shape) const {
+    return static_cast<T*>(output_data(index, shape));
+  }
 
-  /// Memory of this call, aligned to 64 bytes, from ONNX Runtime's CPU allocator. Null for 0 bytes.
-  class Scratch {
-   public:
-    Scratch(const OrtApi& api, const OrtKernelContext* context, size_t bytes);
-    ~Scratch();
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    void* data() const { return data_; }
-
-   private:
-    const OrtApi& api_;
-    OrtAllocator* allocator_ = nullptr;
-    void* data_ = nullptr;
-  };
-  Scratch scratch(size_t bytes) const { return Scratch(api_, context_, bytes); }
-
-  /// ONNX Runtime's intra-op threads.
-  cpu::Parallel parallel() const;
+  const OrtApi& api;
+  OrtKernelContext* const context;
 
  private:
   const OrtValue* input_value(size_t index) const;
   const void* data_of(const OrtValue* value) const;
   Shape shape_of(const OrtValue* value) const;
-
-  const OrtApi& api_;
-  OrtKernelContext* context_;
+  void* output_data(size_t index, const Shape& shape) const;
 };
 
 /// A node's kernel. Both may throw.
@@ -103,23 +95,35 @@ class Kernel {
   virtual void compute(const Call& call) const = 0;
 };
 
-/// All that ONNX Runtime and the tests ask of one op.
+/// The number of an attribute, times the extent of an input's axis; either may be left out.
+struct Extent {
+  const char* attribute = nullptr;
+  std::optional<std::pair<size_t, size_t>> input_axis;
+};
+
+/// The type and shape of an input, or all of it but the last extent.
+struct OutputShape {
+  size_t like;
+  std::optional<Extent> last;
+
+  OutputShape(size_t like, std::optional<Extent> last = std::nullopt) : like(like), last(last) {}
+};
+
+/// All that ONNX Runtime and the tests ask of one op. Definitions of one name differ in nothing but types.
 struct Definition {
   const char* name;
+  const char* provider;  // ONNX Runtime's execution provider; null is the CPU's
   std::vector<Formal> inputs, outputs;
   std::vector<Attribute> attributes;
-  /// Each output has the shape of this input.
-  std::vector<size_t> shaped_like;
+  /// Of each output, or empty where shapes are not inferred.
+  std::vector<OutputShape> shapes;
   /// ONNX Runtime asks without saying for which op, hence a function: the inputs that outputs may take the place of.
   size_t (*may_inplace)(int** inputs, int** outputs);
   std::unique_ptr<Kernel> (*create)(const NodeInfo&);
 };
 
-const Definition& cached_attention();
-const Definition& causal_conv();
-const Definition& moe();
-const Definition& quantized_linear();
-const Definition& selective_scan();
+/// The ops of this library.
+const std::vector<const Definition*>& definitions();
 
 /// An OrtCustomOp of a definition, which must outlive it.
 class Op : public OrtCustomOp {

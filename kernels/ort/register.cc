@@ -3,6 +3,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,6 @@ constexpr const char* kDomain = "ai.layerweave";
 
 /// The first version with all that the ops need: in-place maps came last.
 constexpr uint32_t kOldestApi = 18;
-
-std::vector<const Definition*> definitions() { return {&cached_attention(), &causal_conv(), &moe(), &quantized_linear(), &selective_scan()}; }
 
 /// What must outlive the sessions it was registered for: until this library is unloaded.
 struct Registered {
@@ -63,7 +62,7 @@ std::string describe(const std::vector<Formal>& formals, OrtCustomOpInputOutputC
 
 #define LAYERWEAVE_EXPORT extern "C" __attribute__((visibility("default")))
 
-/// Adds our ops' CPU kernels to a session. The ops live as long as this library is loaded.
+/// Adds this library's kernels to a session. The ops live as long as this library is loaded.
 LAYERWEAVE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const uint32_t running = api_version(*base), version = std::min<uint32_t>(running, ORT_API_VERSION);
   const OrtApi* api = base->GetApi(version);
@@ -86,7 +85,9 @@ LAYERWEAVE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* o
 LAYERWEAVE_EXPORT const char* LayerweaveOpTable() {
   static const std::string table = [] {
     std::string text = "{";
+    std::set<std::string> told;
     for (const Definition* definition : definitions()) {
+      if (!told.insert(definition->name).second) continue;  // the same for other types
       const Op op(*definition, ORT_API_VERSION);
       std::string attributes;
       for (const Attribute& attribute : definition->attributes) attributes += std::string(attributes.empty() ? "" : ",") + "\"" + attribute.name + "\":\"" + attribute.type + "\"";

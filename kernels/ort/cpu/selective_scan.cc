@@ -1,6 +1,6 @@
 #include "cpu/selective_scan.h"
 
-#include "op.h"
+#include "host.h"
 
 namespace layerweave::ort {
 
@@ -21,9 +21,9 @@ class SelectiveScan : public Kernel {
     expect(d.shape == per_channel && bias.shape == per_channel, "D and delta_bias [I]", {&d.shape, &bias.shape, &u.shape});
     expect(lengths.shape == Shape{batch}, "lengths [B]", {&lengths.shape, &u.shape});
     const cpu::SelectiveScanParams params = {
-        batch, tokens, channels, states, u.data, delta.data, b.data, c.data, z.data, call.output(0, wide), channels, channels, states, states, channels, channels,
-        a_log.data, d.data, bias.data, lengths.data, past.data, call.output(1, past.shape)};
-    succeed(cpu::selective_scan(params, call.parallel(), cpu::best_isa()));
+        batch, tokens, channels, states, u.data, delta.data, b.data, c.data, z.data, call.output<float>(0, wide), channels, channels, states, states, channels, channels,
+        a_log.data, d.data, bias.data, lengths.data, past.data, call.output<float>(1, past.shape)};
+    succeed(cpu::selective_scan(params, parallel(call), cpu::best_isa()));
   }
 };
 
@@ -33,6 +33,7 @@ const Definition& selective_scan() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, i64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
   static const Definition definition = {
       "SelectiveScan",
+      nullptr,
       {{"u", f32}, {"delta", f32}, {"A_log", f32}, {"B", f32}, {"C", f32}, {"D", f32}, {"delta_bias", f32}, {"z", f32}, {"past_state", f32}, {"lengths", i64}},
       {{"y", f32}, {"present_state", f32}},
       {},

@@ -1,6 +1,6 @@
 #include "cpu/moe.h"
 
-#include "op.h"
+#include "host.h"
 
 namespace layerweave::ort {
 
@@ -20,13 +20,14 @@ class MoE : public Kernel {
     const int64_t d_model = x.shape[1];
     const Shape first = call.input<void>(2).shape;
     const int64_t d_ff = first.empty() ? 0 : first[0];
+    const bool halved = !quantized && call.element_type(2) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    const auto expected = quantized ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : halved ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     // Weight i among those of all experts, [rows, columns].
     const auto matrix = [&](size_t i, int64_t rows, int64_t columns) -> cpu::WeightMatrix {
-      const auto expected = quantized ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-      if (call.element_type(2 + i) != expected) throw OpError(quantized ? "expected int8 weights where there are scales" : "expected float32 weights where there are no scales");
+      if (call.element_type(2 + i) != expected) throw OpError(quantized ? "expected int8 weights where there are scales" : "expected float32 or bfloat16 weights, all alike, where there are no scales");
       const auto weight = call.input<void>(2 + i);
       expect(weight.shape == Shape{rows, columns}, "gate and up [F, D] and down [D, F], F the same for every expert", {&weight.shape, &x.shape});
-      if (!quantized) return {cpu::WeightType::kFloat32, weight.data, nullptr};
+      if (!quantized) return {halved ? cpu::WeightType::kBFloat16 : cpu::WeightType::kFloat32, weight.data, nullptr};
       if (call.element_type(first_scale + i) != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw OpError("expected float32 scales");
       const auto scales = call.input<float>(first_scale + i);
       expect(scales.shape == Shape{rows}, "a scale for each row of a weight", {&scales.shape, &weight.shape});
@@ -34,10 +35,10 @@ class MoE : public Kernel {
     };
     std::vector<cpu::ExpertWeights> weights;
     for (size_t e = 0; e < experts; ++e) weights.push_back({matrix(3 * e, d_ff, d_model), matrix(3 * e + 1, d_ff, d_model), matrix(3 * e + 2, d_model, d_ff)});
-    cpu::MoeParams params = {x.shape[0], d_model, d_ff, experts_, top_k_, order_, renormalise_, x.data, router.data, weights.data(), call.output(0, x.shape), nullptr};
-    const auto scratch = call.scratch(cpu::moe_scratch(params));
+    cpu::MoeParams params = {x.shape[0], d_model, d_ff, experts_, top_k_, order_, renormalise_, x.data, router.data, weights.data(), call.output<float>(0, x.shape), nullptr};
+    const Scratch scratch(call, cpu::moe_scratch(params));
     params.scratch = scratch.data();
-    succeed(cpu::moe(params, call.parallel(), cpu::best_isa()));
+    succeed(cpu::moe(params, parallel(call), cpu::best_isa()));
   }
 
  private:
@@ -61,6 +62,7 @@ const Definition& moe() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static const Definition definition = {
       "MoE",
+      nullptr,
       {{"x", f32}, {"router", f32}, {"experts...", ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, INPUT_OUTPUT_VARIADIC}},
       {{"y", f32}},
       {{"n_experts", "int"}, {"top_k", "int"}, {"router", "string"}, {"renormalise", "int"}},

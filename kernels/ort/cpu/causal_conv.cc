@@ -1,6 +1,6 @@
 #include "cpu/causal_conv.h"
 
-#include "op.h"
+#include "host.h"
 
 namespace layerweave::ort {
 
@@ -22,9 +22,9 @@ class CausalConv : public Kernel {
       expect(given.shape == Shape{channels}, "bias [I]", {&given.shape, &x.shape});
       bias = given.data;
     }
-    const cpu::CausalConvParams params = {batch,    tokens, channels,     kernel,    x.data, call.output(0, x.shape), channels, channels, weight.data, bias,
-                                          lengths.data, past.data, call.output(1, past.shape)};
-    succeed(cpu::causal_conv(params, call.parallel(), cpu::best_isa()));
+    const cpu::CausalConvParams params = {batch,    tokens, channels,     kernel,    x.data, call.output<float>(0, x.shape), channels, channels, weight.data, bias,
+                                          lengths.data, past.data, call.output<float>(1, past.shape)};
+    succeed(cpu::causal_conv(params, parallel(call), cpu::best_isa()));
   }
 };
 
@@ -40,6 +40,7 @@ const Definition& causal_conv() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static const Definition definition = {
       "CausalConv",
+      nullptr,
       {{"x", f32}, {"weight", f32}, {"bias", f32, INPUT_OUTPUT_OPTIONAL}, {"past_state", f32}, {"lengths", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}},
       {{"y", f32}, {"present_state", f32}},
       {{"activation", "string"}},

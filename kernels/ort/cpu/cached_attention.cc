@@ -1,6 +1,6 @@
 #include "cpu/cached_attention.h"
 
-#include "op.h"
+#include "host.h"
 
 namespace layerweave::ort {
 
@@ -20,11 +20,11 @@ class CachedAttention : public Kernel {
     expect(past_key.shape[0] == batch && past_key.shape[1] == kv_heads_ && past_lengths.shape == Shape{batch}, "past_key [B, G, S, P] and past_lengths [B]",
            {&past_key.shape, &past_lengths.shape, &query.shape});
     cpu::CachedAttentionParams params = {batch,     tokens,     heads_,           kv_heads_,     head_dim,      capacity,      window_,
-                                         query.data, key.data, value.data, past_lengths.data, call.output(0, query.shape), past_key.data, past_value.data,
-                                         call.output(1, past_key.shape), call.output(2, past_value.shape), nullptr};
-    const auto scratch = call.scratch(cpu::cached_attention_scratch(params));
+                                         query.data, key.data, value.data, past_lengths.data, call.output<float>(0, query.shape), past_key.data, past_value.data,
+                                         call.output<float>(1, past_key.shape), call.output<float>(2, past_value.shape), nullptr};
+    const Scratch scratch(call, cpu::cached_attention_scratch(params));
     params.scratch = scratch.data();
-    succeed(cpu::cached_attention(params, call.parallel(), cpu::best_isa()));
+    succeed(cpu::cached_attention(params, parallel(call), cpu::best_isa()));
   }
 
  private:
@@ -44,6 +44,7 @@ const Definition& cached_attention() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static const Definition definition = {
       "CachedAttention",
+      nullptr,
       {{"query", f32}, {"key", f32}, {"value", f32}, {"past_key", f32}, {"past_value", f32}, {"past_lengths", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}},
       {{"y", f32}, {"present_key", f32}, {"present_value", f32}},
       {{"n_heads", "int"}, {"n_kv_heads", "int"}, {"window", "int"}},

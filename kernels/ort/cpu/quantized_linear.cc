@@ -1,6 +1,6 @@
 #include "cpu/linear.h"
 
-#include "op.h"
+#include "host.h"
 
 namespace layerweave::ort {
 
@@ -20,10 +20,10 @@ class QuantizedLinear : public Kernel {
       expect(given.shape == Shape{width}, "bias [out]", {&given.shape, &weight.shape});
       bias = given.data;
     }
-    cpu::LinearParams params = {rows, depth, width, x.data, {cpu::WeightType::kInt8, weight.data, scale.data}, bias, call.output(0, {rows, width}), nullptr};
-    const auto scratch = call.scratch(cpu::linear_scratch(params));
+    cpu::LinearParams params = {rows, depth, width, x.data, {cpu::WeightType::kInt8, weight.data, scale.data}, bias, call.output<float>(0, {rows, width}), nullptr};
+    const Scratch scratch(call, cpu::linear_scratch(params));
     params.scratch = scratch.data();
-    cpu::linear(params, call.parallel(), cpu::best_isa());
+    cpu::linear(params, parallel(call), cpu::best_isa());
   }
 };
 
@@ -33,10 +33,11 @@ const Definition& quantized_linear() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, i8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
   static const Definition definition = {
       "QuantizedLinear",
+      nullptr,
       {{"x", f32}, {"weight", i8}, {"scale", f32}, {"bias", f32, INPUT_OUTPUT_OPTIONAL}},
       {{"y", f32}},
       {},
-      {},
+      {{0, Extent{nullptr, {{1, 0}}}}},
       nullptr,
       [](const NodeInfo&) -> std::unique_ptr<Kernel> { return std::make_unique<QuantizedLinear>(); },
   };
