@@ -7,6 +7,7 @@
 
 #include "causal_conv.cuh"
 #include "device.h"
+#include "mamba_inner.cuh"
 #include "selective_scan.cuh"
 #include "timing.cuh"
 
@@ -143,6 +144,63 @@ Result bench_conv(const Rates& rates, DType dtype, int64_t batch, int64_t tokens
           static_cast<double>(rows) * channels / rates.exponentials * 1e3};
 }
 
+/// A Mamba layer's inside, Jamba's size but for the channels.
+Result bench_mamba(const Rates& rates, PackedType type, int64_t batch, int64_t tokens, int64_t channels) {
+  constexpr int64_t kStates = 16, kRank = 256, kKernel = 4;
+  const DType dtype = DType::kBFloat16, f32 = DType::kFloat32;
+  const int64_t rows = batch * tokens, element = type == PackedType::kInt8 ? 1 : 2;
+  const int64_t x_proj = packed_elements(kRank + 2 * kStates, channels) * element, dt_proj = packed_elements(channels, kRank) * element;
+  const double weight_bytes = static_cast<double>(x_proj + dt_proj + channels * ((kKernel + 1) * 2 + kStates * 4 + 12));
+  const double state_bytes = static_cast<double>(batch * channels * (kStates * 8 + (kKernel - 1) * 4));
+  const double bytes = static_cast<double>(rows * channels * 6) + state_bytes + weight_bytes;
+  struct Set {
+    DeviceBuffer weights, xz, y, conv_state, ssm_state;
+  };
+  const int sets = static_cast<int>(std::min<double>(64, std::ceil(kRotatingBytes / bytes) + 1));
+  std::vector<Set> rotation;
+  for (int i = 0; i < sets; ++i)
+    // Any bytes are codes; as bfloat16 these are small weights.
+    rotation.push_back({random_buffer((x_proj + dt_proj) / 2, dtype, 0.01f, 0.f), random_buffer(rows * 2 * channels, dtype, 1.f, 0.f),
+                        DeviceBuffer(rows * channels * 2), random_buffer(batch * channels * (kKernel - 1), dtype, 1.f, 0.f),
+                        random_buffer(batch * channels * kStates, f32, 1.f, 0.f)});
+  const DeviceBuffer conv_weight = random_buffer(channels * kKernel, dtype, 0.5f, 0.f), vector = random_buffer(channels, dtype, 0.1f, 1.f),
+                     scale = random_buffer(channels + kRank, f32, 1e-5f, 2e-4f), dt_bias = random_buffer(channels, f32, 1.f, -4.f),
+                     a_log = random_buffer(channels * kStates, f32, 0.7f, 1.5f), d_skip = random_buffer(channels, f32, 1.f, 0.f);
+  const auto floats = [](const DeviceBuffer& buffer) { return static_cast<const float*>(buffer.data()); };
+  MambaInnerParams params{};
+  params.batch = batch;
+  params.tokens = tokens;
+  params.channels = channels;
+  params.states = kStates;
+  params.dt_rank = kRank;
+  params.kernel = kKernel;
+  params.weights = type;
+  DeviceBuffer workspace(mamba_inner_workspace(params)), arrivals(mamba_inner_arrivals(params) * 4);
+  arrivals.fill(0);
+  params.conv_weight = conv_weight.data();
+  params.conv_bias = params.dt_norm = params.b_norm = params.c_norm = vector.data();
+  params.dt_eps = params.b_eps = params.c_eps = 1e-6f;
+  params.x_proj_scale = params.dt_proj_scale = floats(scale);
+  params.dt_bias = floats(dt_bias);
+  params.a_log = floats(a_log);
+  params.d_skip = floats(d_skip);
+  params.workspace = workspace.data();
+  params.arrivals = static_cast<uint32_t*>(arrivals.data());
+  const int launches = std::max(sets, tokens <= 16 ? 256 : 8);
+  const double ms = median_ms(launches, [&](int i, cudaStream_t stream) {
+    const Set& set = rotation[i % sets];
+    params.x_proj = set.weights.data();
+    params.dt_proj = static_cast<const char*>(set.weights.data()) + x_proj;
+    params.xz = set.xz.data();
+    params.y = set.y.data();
+    params.conv_state_in = params.conv_state_out = set.conv_state.data();
+    params.ssm_state_in = params.ssm_state_out = static_cast<float*>(set.ssm_state.data());
+    CUDA_CHECK(mamba_inner(params, dtype, stream));
+  });
+  return {type == PackedType::kInt8 ? "mamba_inner int8" : "mamba_inner 16-bit", dtype, batch, tokens, channels, ms, bytes / rates.copy * 1e3,
+          static_cast<double>(rows) * channels * kStates / rates.exponentials * 1e3};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -171,6 +229,10 @@ int main(int argc, char** argv) {
   for (int64_t tokens : {2048, 8192, 65536}) results.push_back(bench_conv(rates, bf16, 1, tokens, kChannels));
   results.push_back(bench_conv(rates, DType::kFloat32, 1, 8192, kChannels));
   for (int64_t batch : {1, 16}) results.push_back(bench_conv(rates, bf16, batch, 1, kChannels));
+  for (PackedType type : {PackedType::kInt8, PackedType::k16Bit}) {
+    for (int64_t batch : {1, 4, 16}) results.push_back(bench_mamba(rates, type, batch, 1, kChannels));
+    for (int64_t tokens : {512, 2048, 8192}) results.push_back(bench_mamba(rates, type, 1, tokens, kChannels));
+  }
 
   std::printf("%-22s %-9s %9s %6s %10s %10s %9s %6s\n", "kernel", "dtype", "B x T", "D", "ms", "copy ms", "exp ms", "limit");
   for (const Result& r : results) {

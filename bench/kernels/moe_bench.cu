@@ -1,11 +1,11 @@
-// Times the experts and the int8 linear layer of a few tokens against the card's
-// copy rate, counting each distinct expert's weights once, and the experts of
-// many tokens, whose rate moe_peers.py sets beside that of a dense product.
+// Times the experts and the packed linear layer of a few tokens against the card's
+// copy rate, counting each distinct expert's weights once, and both with many
+// tokens, whose rate moe_peers.py sets beside that of a dense product.
 // moe_bench [--commit HASH] [--date DATE] [--driver VERSION] [--json FILE]
 
 #include <cmath>
 
-#include "linear_int8.cuh"
+#include "linear_packed.cuh"
 #include "moe.cuh"
 #include "timing.cuh"
 
@@ -28,6 +28,12 @@ DeviceBuffer random_codes(int64_t bytes, uint64_t seed) {
   return buffer;
 }
 
+const char* name_of(PackedType type) { return type == PackedType::kInt8 ? "int8" : "bfloat16"; }
+
+DeviceBuffer random_weights(int64_t elements, PackedType type, uint64_t seed) {
+  return type == PackedType::kInt8 ? random_codes(elements, seed) : random_buffer(elements, DType::kBFloat16, 0.01f, 0.f);
+}
+
 struct Result {
   std::string kernel, weights, shape;
   int64_t tokens;
@@ -43,12 +49,8 @@ struct MoeSize {
 /// Routing alone, the experts alone, and both.
 void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType type, const std::vector<int64_t>& batches) {
   const int64_t element = type == PackedType::kInt8 ? 1 : 2;
-  const int64_t pair = packed_elements(packed_pair_rows(size.d_ff), size.d_model) * element;
-  const int64_t down = packed_elements(size.d_model, size.d_ff) * element;
-  const DeviceBuffer gate_up = type == PackedType::kInt8 ? random_codes(size.experts * pair, 1)
-                                                         : random_buffer(size.experts * pair / 2, DType::kBFloat16, 0.01f, 0.f);
-  const DeviceBuffer downs = type == PackedType::kInt8 ? random_codes(size.experts * down, 2)
-                                                       : random_buffer(size.experts * down / 2, DType::kBFloat16, 0.01f, 0.f);
+  const int64_t pair = packed_elements(packed_pair_rows(size.d_ff), size.d_model), down = packed_elements(size.d_model, size.d_ff);
+  const DeviceBuffer gate_up = random_weights(size.experts * pair, type, 1), downs = random_weights(size.experts * down, type, 2);
   const DeviceBuffer gate_up_scale = random_buffer(size.experts * packed_pair_rows(size.d_ff), DType::kFloat32, 1e-5f, 2e-4f);
   const DeviceBuffer down_scale = random_buffer(size.experts * size.d_model, DType::kFloat32, 1e-5f, 2e-4f);
   const DeviceBuffer router = random_buffer(size.experts * size.d_model, DType::kFloat32, 0.02f, 0.f);
@@ -98,7 +100,7 @@ void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType typ
       for (int64_t e = 0; e < size.experts; ++e) distinct += offsets[e + 1] > offsets[e];
     }
     distinct /= kLaunches;
-    const double bytes = distinct * static_cast<double>(pair + down);
+    const double bytes = distinct * static_cast<double>((pair + down) * element);
     const double experts_ms = median_ms(kLaunches, decode);
     const double both_ms = median_ms(kLaunches, [&](int i, cudaStream_t stream) {
       route(i, stream);
@@ -106,20 +108,20 @@ void bench_moe(std::vector<Result>& results, const MoeSize& size, PackedType typ
     });
     const std::string shape = "E" + std::to_string(size.experts) + " top-" + std::to_string(size.top_k) + " " +
                               std::to_string(size.d_model) + "x" + std::to_string(size.d_ff);
-    const std::string name = type == PackedType::kInt8 ? "int8" : "bfloat16";
     results.push_back({"moe_route", "float32", shape, tokens, distinct, route_ms, static_cast<double>(size.experts * size.d_model * 4)});
-    results.push_back({"moe_decode", name, shape, tokens, distinct, experts_ms, bytes});
-    results.push_back({"moe_route+moe_decode", name, shape, tokens, distinct, both_ms, bytes});
+    results.push_back({"moe_decode", name_of(type), shape, tokens, distinct, experts_ms, bytes});
+    results.push_back({"moe_route+moe_decode", name_of(type), shape, tokens, distinct, both_ms, bytes});
   }
 }
 
-void bench_prefill(std::vector<Result>& results, const MoeSize& size, const std::vector<int64_t>& token_counts) {
+void bench_prefill(std::vector<Result>& results, const MoeSize& size, PackedType type, const std::vector<int64_t>& token_counts) {
+  const int64_t element = type == PackedType::kInt8 ? 1 : 2;
   const int64_t pair = packed_elements(packed_pair_rows(size.d_ff), size.d_model), down = packed_elements(size.d_model, size.d_ff);
-  const DeviceBuffer gate_up = random_codes(size.experts * pair, 4), downs = random_codes(size.experts * down, 5);
+  const DeviceBuffer gate_up = random_weights(size.experts * pair, type, 4), downs = random_weights(size.experts * down, type, 5);
   const DeviceBuffer gate_up_scale = random_buffer(size.experts * packed_pair_rows(size.d_ff), DType::kFloat32, 1e-5f, 2e-4f);
   const DeviceBuffer down_scale = random_buffer(size.experts * size.d_model, DType::kFloat32, 1e-5f, 2e-4f);
   const DeviceBuffer router = random_buffer(size.experts * size.d_model, DType::kFloat32, 0.02f, 0.f);
-  DeviceBuffer arrivals(4);
+  DeviceBuffer arrivals((1 + packed_panels(size.d_model)) * 4);
   arrivals.fill(0);
   for (const int64_t tokens : token_counts) {
     const int64_t choices = tokens * size.top_k;
@@ -128,48 +130,74 @@ void bench_prefill(std::vector<Result>& results, const MoeSize& size, const std:
         ints((3 * choices + size.experts + 1) * 4);
     int32_t* at = static_cast<int32_t*>(ints.data());
     const Routing routing{at, static_cast<float*>(weights.data()), at + 3 * choices, at + choices, at + 2 * choices};
-    MoeParams params{tokens, size.d_model, size.d_ff, size.experts, size.top_k, PackedType::kInt8, gate_up.data(), downs.data(),
+    MoeParams params{tokens, size.d_model, size.d_ff, size.experts, size.top_k, type, gate_up.data(), downs.data(),
                      static_cast<const float*>(gate_up_scale.data()), static_cast<const float*>(down_scale.data()), x.data(), nullptr,
-                     y.data(), routing, nullptr, nullptr};
+                     y.data(), {}, nullptr, static_cast<uint32_t*>(arrivals.data()) + 1};
+    if (size.experts > 1) params.routing = routing;
     const DeviceBuffer workspace(moe_prefill_workspace(params));
     params.workspace = workspace.data();
-    const MoeRouteParams route{tokens, size.d_model, size.experts, size.top_k, RouterOrder::kSoftmaxThenTopK, false, x.data(),
-                               static_cast<const float*>(router.data()), static_cast<float*>(logits.data()), routing,
-                               static_cast<uint32_t*>(arrivals.data())};
     const std::string shape = "E" + std::to_string(size.experts) + " top-" + std::to_string(size.top_k) + " " +
                               std::to_string(size.d_model) + "x" + std::to_string(size.d_ff);
     const double flops = 6.0 * static_cast<double>(choices) * static_cast<double>(size.d_model * size.d_ff);
-    const double bytes = static_cast<double>(size.experts * (pair + down));
-    const double route_ms = median_ms(1, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_route(route, DType::kBFloat16, stream)); });
+    const double bytes = static_cast<double>(size.experts * (pair + down) * element);
+    if (size.experts > 1) {
+      const MoeRouteParams route{tokens, size.d_model, size.experts, size.top_k, RouterOrder::kSoftmaxThenTopK, false, x.data(),
+                                 static_cast<const float*>(router.data()), static_cast<float*>(logits.data()), routing,
+                                 static_cast<uint32_t*>(arrivals.data())};
+      const double route_ms = median_ms(1, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_route(route, DType::kBFloat16, stream)); });
+      results.push_back({"moe_route", "float32", shape, tokens, static_cast<double>(size.experts), route_ms, static_cast<double>(tokens * size.d_model * 2)});
+    }
     const double ms = median_ms(1, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_prefill(params, DType::kBFloat16, stream)); });
-    results.push_back({"moe_route", "float32", shape, tokens, static_cast<double>(size.experts), route_ms, static_cast<double>(tokens * size.d_model * 2)});
-    results.push_back({"moe_prefill", "int8", shape, tokens, static_cast<double>(size.experts), ms, bytes, flops});
+    results.push_back({"moe_prefill", name_of(type), shape, tokens, static_cast<double>(size.experts), ms, bytes, flops});
   }
 }
 
-void bench_linear(std::vector<Result>& results, int64_t columns, int64_t rows, const std::vector<int64_t>& batches) {
-  const int64_t bytes = packed_elements(rows, columns);
+/// A gated MLP: one expert without a router.
+void bench_mlp(std::vector<Result>& results, PackedType type, const std::vector<int64_t>& batches) {
+  constexpr MoeSize kSize{4096, 14336, 1, 1};
+  const int64_t element = type == PackedType::kInt8 ? 1 : 2;
+  const int64_t pair = packed_elements(packed_pair_rows(kSize.d_ff), kSize.d_model), down = packed_elements(kSize.d_model, kSize.d_ff);
+  const DeviceBuffer gate_up = random_weights(pair, type, 6), downs = random_weights(down, type, 7);
+  const DeviceBuffer scale = random_buffer(packed_pair_rows(kSize.d_ff), DType::kFloat32, 1e-5f, 2e-4f);
+  for (const int64_t tokens : batches) {
+    const DeviceBuffer x = random_buffer(tokens * kSize.d_model, DType::kBFloat16, 1.f, 0.f), y(tokens * kSize.d_model * 2);
+    MoeParams params{tokens, kSize.d_model, kSize.d_ff, 1, 1, type, gate_up.data(), downs.data(), static_cast<const float*>(scale.data()),
+                     static_cast<const float*>(scale.data()), x.data(), nullptr, y.data(), {}, nullptr, nullptr};
+    const DeviceBuffer workspace(moe_decode_workspace(params));
+    DeviceBuffer arrivals(moe_arrivals(params) * 4);
+    arrivals.fill(0);
+    params.workspace = workspace.data();
+    params.arrivals = static_cast<uint32_t*>(arrivals.data());
+    const double ms = median_ms(kLaunches, [&](int, cudaStream_t stream) { CUDA_CHECK(moe_decode(params, DType::kBFloat16, stream)); });
+    results.push_back({"moe_decode", name_of(type), "gated MLP 4096x14336", tokens, 0, ms, static_cast<double>((pair + down) * element)});
+  }
+}
+
+void bench_linear(std::vector<Result>& results, PackedType type, int64_t columns, int64_t rows, const std::vector<int64_t>& batches) {
+  const int64_t elements = packed_elements(rows, columns), bytes = elements * (type == PackedType::kInt8 ? 1 : 2);
   const int sets = static_cast<int>(kRotatingBytes / bytes) + 1;
-  const DeviceBuffer weights = random_codes(sets * bytes, 3), scale = random_buffer(rows + kPanelRows, DType::kFloat32, 1e-5f, 2e-4f);
+  const DeviceBuffer weights = random_weights(sets * elements, type, 3), scale = random_buffer(rows + kPanelRows, DType::kFloat32, 1e-5f, 2e-4f);
   for (const int64_t tokens : batches) {
     const DeviceBuffer x = random_buffer(tokens * columns, DType::kBFloat16, 1.f, 0.f);
-    DeviceBuffer y(tokens * rows * 2), arrivals(packed_panels(rows) * 4);
-    arrivals.fill(0);
-    LinearInt8Params params{};
+    LinearPackedParams params{};
     params.tokens = tokens;
-    params.rows = rows;
-    params.columns = columns;
-    DeviceBuffer partial(linear_int8_workspace(params));
+    params.rows = params.y_row_stride = rows;
+    params.columns = params.x_row_stride = columns;
+    params.weights = type;
+    DeviceBuffer y(tokens * rows * 2), arrivals(linear_packed_arrivals(params) * 4), workspace(linear_packed_workspace(params));
+    arrivals.fill(0);
     params.scale = static_cast<const float*>(scale.data());
     params.x = x.data();
     params.y = y.data();
-    params.partial = static_cast<float*>(partial.data());
+    params.workspace = workspace.data();
     params.arrivals = static_cast<uint32_t*>(arrivals.data());
-    const double ms = median_ms(std::max(sets, kLaunches), [&](int i, cudaStream_t stream) {
+    const double ms = median_ms(tokens > 256 ? 4 : std::max(sets, kLaunches), [&](int i, cudaStream_t stream) {
       params.weight = static_cast<const char*>(weights.data()) + i % sets * bytes;
-      CUDA_CHECK(linear_int8(params, DType::kBFloat16, stream));
+      CUDA_CHECK(linear_packed(params, DType::kBFloat16, stream));
     });
-    results.push_back({"linear_int8", "int8", std::to_string(columns) + "->" + std::to_string(rows), tokens, 0, ms, static_cast<double>(bytes)});
+    results.push_back({"linear_packed", name_of(type), std::to_string(columns) + "->" + std::to_string(rows), tokens, 0, ms,
+                       static_cast<double>(bytes) + (tokens > 256 ? static_cast<double>(tokens * (rows + columns) * 2) : 0),
+                       tokens > 256 ? 2.0 * static_cast<double>(tokens * rows) * static_cast<double>(columns) : 0});
   }
 }
 
@@ -186,11 +214,21 @@ int main(int argc, char** argv) {
   std::printf("%s: copy %.3f TB/s (read + written)\n", card.name, copy * 1e-12);
 
   std::vector<Result> results;
-  bench_moe(results, {}, PackedType::kInt8, {1, 2, 4, 8, 16});
-  bench_moe(results, {}, PackedType::kBFloat16, {1, 16});
-  bench_prefill(results, {}, {256, 2048, 8192});
-  for (const auto& [columns, rows] : {std::pair<int64_t, int64_t>{4096, 16384}, {8192, 4096}, {4096, 28672}, {14336, 4096}, {4096, 65536}})
-    bench_linear(results, columns, rows, {1, 16});
+  const PackedType int8 = PackedType::kInt8, bf16 = PackedType::k16Bit;
+  bench_moe(results, {}, int8, {1, 2, 4, 8, 16});
+  bench_moe(results, {}, bf16, {1, 16});
+  bench_prefill(results, {}, int8, {256, 2048, 8192});
+  bench_prefill(results, {}, bf16, {256, 2048, 8192});
+  for (PackedType type : {int8, bf16}) {
+    bench_mlp(results, type, {1, 16});
+    bench_prefill(results, {4096, 14336, 1, 1}, type, {2048, 8192});
+    bench_linear(results, type, 4096, 16384, {1, 16, 32, 64, 256, 2048, 8192});
+  }
+  for (const auto& [columns, rows] : {std::pair<int64_t, int64_t>{8192, 4096}, {4096, 28672}, {14336, 4096}, {4096, 65536}})
+    bench_linear(results, int8, columns, rows, {1, 16});
+  // Between a Mamba layer's projections: x_proj and dt_proj.
+  bench_linear(results, int8, 8192, 288, {1, 16, 512, 8192});
+  bench_linear(results, int8, 256, 8192, {512, 8192});
 
   std::printf("%-22s %-9s %-22s %5s %8s %9s %9s %6s %8s\n", "kernel", "weights", "shape", "M", "experts", "ms", "copy ms", "limit", "TFLOP/s");
   for (const Result& r : results)

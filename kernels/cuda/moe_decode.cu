@@ -1,4 +1,4 @@
-#include "moe.cuh"
+#include "moe_routing.cuh"
 #include "packed_panel.cuh"
 
 namespace layerweave {
@@ -23,7 +23,10 @@ struct ActiveExpert {
   int begin, count;  // its grouped positions
 };
 
-__device__ __forceinline__ ActiveExpert active_expert(const int32_t* offsets, int experts, int slot) {
+__device__ __forceinline__ ActiveExpert active_expert(const MoeParams& params, int slot) {
+  const int32_t* const offsets = params.routing.offsets;
+  if (offsets == nullptr) return {0, 1, 0, static_cast<int>(params.tokens)};
+  const int experts = static_cast<int>(params.experts);
   const int lane = threadIdx.x % 32;
   uint64_t used = 0;
 #pragma unroll
@@ -43,14 +46,14 @@ template <typename T, PackedType kType>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     gate_up_kernel(const __grid_constant__ MoeParams params, Plan plan) {
   __shared__ PanelShared shared;
-  const ActiveExpert group = active_expert(params.routing.offsets, static_cast<int>(params.experts), blockIdx.y);
+  const ActiveExpert group = active_expert(params, blockIdx.y);
   if (group.expert < 0) return;
   const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
   const uint4* weights = static_cast<const uint4*>(params.gate_up) + panel * plan.hidden_chunks * kLoadsPerChunk<kType> * 32;
   const T* x = static_cast<const T*>(params.x);
   block_multiply<T, kType>(
       weights, 0, plan.hidden_chunks, params.d_model, group.count,
-      [&](int n) { return x + params.routing.permutation[group.begin + n] / params.top_k * params.d_model; }, shared);
+      [&](int n) { return x + choice_at(params.routing, group.begin + n) / params.top_k * params.d_model; }, shared);
   T* hidden = static_cast<T*>(params.workspace);
   for (int i = threadIdx.x; i < group.count * 16; i += kPanelThreads) {
     const int n = i / 16, r = i % 16;
@@ -71,7 +74,7 @@ template <typename T, PackedType kType>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     down_kernel(const __grid_constant__ MoeParams params, Plan plan) {
   __shared__ PanelShared shared;
-  const ActiveExpert group = active_expert(params.routing.offsets, static_cast<int>(params.experts), blockIdx.z);
+  const ActiveExpert group = active_expert(params, blockIdx.z);
   if (group.expert < 0) return;
   const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
   const int64_t part = blockIdx.y, first_row = int64_t{blockIdx.x} * kPanelRows;
@@ -94,10 +97,10 @@ __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     if (row >= params.d_model) continue;
     float total = params.residual == nullptr ? 0.f : to_float(static_cast<const T*>(params.residual)[token * params.d_model + row]);
     for (int64_t choice = token * params.top_k; choice < (token + 1) * params.top_k; ++choice) {
-      const float* at = partial + params.routing.positions[choice] * params.d_model + row;
+      const float* at = partial + position_of(params.routing, choice) * params.d_model + row;
       float sum = 0;
       for (int p = 0; p < plan.split.count; ++p) sum += __ldcg(at + p * plan.choices * params.d_model);
-      total = fmaf(params.routing.weights[choice], sum, total);
+      total = fmaf(weight_of(params.routing, choice), sum, total);
     }
     static_cast<T*>(params.y)[token * params.d_model + row] = from_float<T>(total);
   }
@@ -117,12 +120,6 @@ cudaError_t launch(const MoeParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-bool sizes_allowed(const MoeParams& p) {
-  return p.tokens >= 1 && p.tokens <= kMoeMaxDecodeTokens && p.d_model >= 8 && p.d_model % 8 == 0 && p.d_ff >= 8 &&
-         p.d_ff % 8 == 0 && p.d_model < int64_t{1} << 31 && p.d_ff < int64_t{1} << 30 && p.experts >= 1 &&
-         p.experts <= kMoeMaxExperts && p.top_k >= 1 && p.top_k <= std::min(p.experts, kMoeMaxTopK);
-}
-
 }  // namespace
 
 int64_t moe_decode_workspace(const MoeParams& params) {
@@ -130,20 +127,27 @@ int64_t moe_decode_workspace(const MoeParams& params) {
   return plan.hidden_bytes + plan.split.count * plan.choices * params.d_model * static_cast<int64_t>(sizeof(float));
 }
 
+int64_t moe_arrivals(const MoeParams& params) { return packed_panels(params.d_model); }
+
+bool moe_params_allowed(const MoeParams& p, int64_t most_tokens, DType dtype) {
+  if (p.tokens < 1 || p.tokens > most_tokens || p.d_model < 8 || p.d_model % 8 != 0 || p.d_ff < 8 || p.d_ff % 8 != 0 ||
+      p.d_model > 1 << 20 || p.d_ff > 1 << 20 || p.experts < 1 || p.experts > kMoeMaxExperts || p.top_k < 1 ||
+      p.top_k > std::min(p.experts, kMoeMaxTopK) || dtype == DType::kFloat32)
+    return false;
+  if (p.weights == PackedType::kInt8 && (p.gate_up_scale == nullptr || p.down_scale == nullptr)) return false;
+  for (const void* tensor : {p.gate_up, p.down, p.x, static_cast<const void*>(p.y), static_cast<const void*>(p.workspace)})
+    if (tensor == nullptr || !aligned16(tensor)) return false;
+  const Routing& r = p.routing;
+  const int given = (r.experts != nullptr) + (r.weights != nullptr) + (r.offsets != nullptr) + (r.permutation != nullptr) + (r.positions != nullptr);
+  return aligned16(p.residual) && p.arrivals != nullptr && (given == 5 || (given == 0 && p.experts == 1));
+}
+
 cudaError_t moe_decode(const MoeParams& params, DType dtype, cudaStream_t stream) {
-  if (!sizes_allowed(params)) return cudaErrorInvalidValue;
+  if (!moe_params_allowed(params, kMoeMaxDecodeTokens, dtype)) return cudaErrorInvalidValue;
   const bool int8 = params.weights == PackedType::kInt8;
-  if (int8 && (params.gate_up_scale == nullptr || params.down_scale == nullptr)) return cudaErrorInvalidValue;
-  for (const void* tensor : {params.gate_up, params.down, params.x, static_cast<const void*>(params.workspace)})
-    if (tensor == nullptr || !aligned16(tensor)) return cudaErrorInvalidValue;
-  const Routing& routing = params.routing;
-  if (params.y == nullptr || params.arrivals == nullptr || routing.weights == nullptr || routing.offsets == nullptr ||
-      routing.permutation == nullptr || routing.positions == nullptr)
-    return cudaErrorInvalidValue;
   if (dtype == DType::kBFloat16)
-    return int8 ? launch<__nv_bfloat16, PackedType::kInt8>(params, stream) : launch<__nv_bfloat16, PackedType::kBFloat16>(params, stream);
-  if (dtype == DType::kFloat16 && int8) return launch<__half, PackedType::kInt8>(params, stream);
-  return cudaErrorInvalidValue;
+    return int8 ? launch<__nv_bfloat16, PackedType::kInt8>(params, stream) : launch<__nv_bfloat16, PackedType::k16Bit>(params, stream);
+  return int8 ? launch<__half, PackedType::kInt8>(params, stream) : launch<__half, PackedType::k16Bit>(params, stream);
 }
 
 }  // namespace layerweave

@@ -1,7 +1,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "moe.cuh"
+#include "moe_routing.cuh"
 #include "packed_panel.cuh"
 
 namespace layerweave {
@@ -107,23 +107,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
   for (int m = warp; m < tokens; m += kWarps) choose(params, params.logits + m * params.experts, m);
   __shared__ int chosen[kMoeMaxDecodeTokens * kMoeMaxTopK];
   __syncthreads();
-  for (int i = threadIdx.x; i < choices; i += kThreads) chosen[i] = params.routing.experts[i];
-  __syncthreads();
   const Routing& routing = params.routing;
-  if (threadIdx.x < params.experts) {
-    int below = 0, upto = 0;
-    for (int i = 0; i < choices; ++i) {
-      below += chosen[i] < static_cast<int>(threadIdx.x);
-      upto += chosen[i] <= static_cast<int>(threadIdx.x);
-    }
-    if (threadIdx.x == 0) routing.offsets[0] = 0;
-    routing.offsets[threadIdx.x + 1] = upto;
-    for (int i = 0, at = below; at < upto; ++i)
-      if (chosen[i] == static_cast<int>(threadIdx.x)) {
-        routing.permutation[at] = i;
-        routing.positions[i] = at++;
-      }
-  }
+  group_choices(routing.experts, choices, static_cast<int>(params.experts), chosen, routing.offsets, routing.permutation, routing.positions);
 }
 
 /// A block routes kTokenTile tokens, a warp kExpertTile experts at a time.

@@ -33,7 +33,7 @@ struct ColumnSplit {
 
 inline ColumnSplit split_columns(int64_t panels, int64_t columns, PackedType type) {
   const int64_t step =
-      kPanelWarps * (type == PackedType::kInt8 ? kChunksPerBatch<PackedType::kInt8> : kChunksPerBatch<PackedType::kBFloat16>);
+      kPanelWarps * (type == PackedType::kInt8 ? kChunksPerBatch<PackedType::kInt8> : kChunksPerBatch<PackedType::k16Bit>);
   const int64_t chunks = packed_chunks(columns);
   const int64_t wanted = std::max<int64_t>(1, std::min((kWantedBlocks + panels - 1) / panels, (chunks + step - 1) / step));
   const int64_t slice = ((chunks + wanted - 1) / wanted + step - 1) / step * step;

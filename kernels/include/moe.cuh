@@ -73,30 +73,36 @@ struct MoeParams {
   const float* down_scale;     // int8: [E][32 * packed_panels(D)]
 
   const void* x;         // [M,D], 16-byte aligned
-  const void* residual;  // [M,D], or null; may be y
-  void* y;               // [M,D], not overlapping x; moe_prefill: it and residual 16-byte aligned
-  Routing routing;       // of moe_route, for the same tokens
+  const void* residual;  // [M,D], 16-byte aligned, or null; may be y
+  void* y;               // [M,D], 16-byte aligned, not overlapping x
+  /// Of moe_route, for the same tokens. All null with one expert: a gated MLP,
+  /// every token weighing 1.
+  Routing routing;
 
   void* workspace;     // moe_decode_workspace or moe_prefill_workspace bytes, 16-byte aligned
-  uint32_t* arrivals;  // moe_decode: [packed_panels(D)], zero before the first call; every call leaves them zero
+  uint32_t* arrivals;  // [moe_arrivals], zero before the first call; every call leaves them zero
 };
 
-/// Bytes of workspace, of the size fields alone.
+/// Bytes of workspace, of the size fields and `weights` alone.
 int64_t moe_decode_workspace(const MoeParams& params);
 int64_t moe_prefill_workspace(const MoeParams& params);
+/// Counters of either, of the size fields alone.
+int64_t moe_arrivals(const MoeParams& params);
 
 /// Up to kMoeMaxDecodeTokens tokens, each distinct expert's weights read once:
-/// enqueues two launches on `stream`. The dtype of the activations is bfloat16
-/// or float16; bfloat16 weights go with bfloat16 activations alone. Returns
-/// cudaErrorInvalidValue for anything other than the above or a missing tensor,
-/// otherwise the launch's error.
+/// enqueues two launches on `stream`. The dtype of the activations and of 16-bit
+/// weights is bfloat16 or float16. Returns cudaErrorInvalidValue for anything
+/// other than the above or a missing tensor, otherwise the launch's error.
 cudaError_t moe_decode(const MoeParams& params, DType dtype, cudaStream_t stream);
 
-/// Any number of tokens up to 2^26, on the tensor cores of a card of compute
-/// capability 9.0; int8 weights, widened to the activations' dtype in registers,
-/// D a multiple of 256 and F of 128. Each expert's output is rounded to the
-/// activations' dtype before the sum over k. Enqueues five launches. Returns
-/// cudaErrorNotSupported on other cards, otherwise as moe_decode.
+/// Any number of tokens up to 2^26. On the tensor cores of a card of compute
+/// capability 9.0 in five launches, each expert's output rounded to the
+/// activations' dtype before the sum over k; on others by moe_prefill_slices.
+/// Otherwise as moe_decode.
 cudaError_t moe_prefill(const MoeParams& params, DType dtype, cudaStream_t stream);
+
+/// What moe_prefill does without such tensor cores: kMoeMaxDecodeTokens tokens
+/// at a time, three launches each. Its workspace is moe_prefill_workspace too.
+cudaError_t moe_prefill_slices(const MoeParams& params, DType dtype, cudaStream_t stream);
 
 }  // namespace layerweave

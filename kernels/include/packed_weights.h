@@ -4,14 +4,15 @@
 
 namespace layerweave {
 
-/// How a matrix of weights is stored: bfloat16, or int8 with one float32 scale
-/// an output row (symmetric: w[r,c] = scale[r] * code[r,c], codes -127..127).
-enum class PackedType { kInt8, kBFloat16 };
+/// How a matrix of weights is stored: as values of the activations' type,
+/// bfloat16 or float16, or int8 with one float32 scale an output row (symmetric:
+/// w[r,c] = scale[r] * code[r,c], codes -127..127).
+enum class PackedType { kInt8, k16Bit };
 
-// The layout in which the decode kernels stream a [rows, columns] matrix:
+// The layout in which the kernels read a [rows, columns] matrix:
 //
-//   int8      [panel][chunk][half 2][lane 32][16 codes]
-//   bfloat16  [panel][chunk][half 2][step 2][lane 32][8 values]
+//   int8     [panel][chunk][half 2][lane 32][16 codes]
+//   16 bits  [panel][chunk][half 2][step 2][lane 32][8 values]
 //
 // A panel is 32 rows, a half 16 of them, a chunk 32 columns; rows and columns
 // that pad a panel or a chunk are zero. A warp's load of 16 bytes a lane is then

@@ -33,7 +33,7 @@ struct SelectiveScanParams {
   const void* b;      // [B,T,N]
   const void* c;      // [B,T,N]
   const void* z;      // [B,T,D], or null for no gate
-  void* y;            // [B,T,D]
+  void* y;            // [B,T,D], may be delta, with its stride
   int64_t u_row_stride;
   int64_t delta_row_stride;
   int64_t b_row_stride;

@@ -58,9 +58,12 @@ inline std::vector<float> random_values(std::mt19937_64& random, int64_t count, 
   parallel_for(static_cast<int64_t>(seeds.size()), [&](int64_t block) {
     std::mt19937_64 local(seeds[block]);
     std::normal_distribution<float> normal(mean, deviation);
-    for (int64_t i = block * kBlock; i < std::min(count, (block + 1) * kBlock); ++i) values[i] = normal(local);
+    std::vector<float> drawn(std::min(count - block * kBlock, kBlock));
+    for (float& value : drawn) value = normal(local);
+    drawn = decode(encode(drawn, dtype), dtype);
+    std::copy(drawn.begin(), drawn.end(), values.begin() + block * kBlock);
   });
-  return decode(encode(values, dtype), dtype);
+  return values;
 }
 
 /// Largest relative error of rounding a result to its type: half a unit in the

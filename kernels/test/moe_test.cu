@@ -1,4 +1,4 @@
-// moe_route, moe_decode and moe_prefill against float64 references. --quick for the sanitizer.
+// moe_route, moe_decode, moe_prefill and moe_prefill_slices against float64 references. --quick for the sanitizer.
 
 #include "moe.cuh"
 
@@ -19,10 +19,12 @@ struct Case {
   bool ties = false;      // experts 0 and 1, 2 and 3, ... have the same logits
   int residual = 0;       // 1 apart from y, 2 the same memory
   bool favourite = false; // every token chooses the last expert first
-  bool prefill = false;
+  enum { kDecode, kTiles, kSlices } path = kDecode;
+  bool routed = true;     // else a gated MLP without routing
 
   std::string name() const {
-    return std::string(prefill ? "prefill " : "decode ") + name_of(dtype) + (weights == PackedType::kInt8 ? " int8" : " bf16") + " M=" + std::to_string(tokens) +
+    constexpr const char* kPaths[] = {"decode ", "prefill ", "slices "};
+    return std::string(kPaths[path]) + (routed ? "" : "gated MLP ") + name_of(dtype) + (weights == PackedType::kInt8 ? " int8" : " 16-bit") + " M=" + std::to_string(tokens) +
            " D=" + std::to_string(d_model) + " F=" + std::to_string(d_ff) + " E=" + std::to_string(experts) +
            " K=" + std::to_string(top_k) + (order == RouterOrder::kSoftmaxThenTopK ? "" : " top-k first") +
            (renormalise ? " renormalised" : "") + (ties ? " ties" : "") + " residual " + std::to_string(residual) +
@@ -137,6 +139,13 @@ Routed route(Tally& tally, const Case& test, std::mt19937_64& random) {
   return {std::move(x), std::move(dx), std::move(buffers), experts, offsets, permutation, weights};
 }
 
+/// What a gated MLP's tokens amount to.
+Routed unrouted(const Case& test, std::mt19937_64& random) {
+  std::vector<float> x = random_values(random, test.tokens * test.d_model, test.dtype, 0.f, 1.f);
+  DeviceBuffer dx = upload(encode(x, test.dtype));
+  return {std::move(x), std::move(dx), RoutingBuffers(0, 0), std::vector<int32_t>(test.tokens, 0), {}, {}, std::vector<float>(test.tokens, 1.f)};
+}
+
 /// A matrix per expert, packed, and the values its elements stand for.
 struct Matrix {
   int64_t rows, columns;
@@ -158,7 +167,7 @@ struct Matrix {
         const std::vector<int8_t> codes(of_expert.begin(), of_expert.end());
         pack_rows(test.weights, codes.data(), rows, columns, row_at, reinterpret_cast<int8_t*>(to.data()) + e * elements);
       } else {
-        const std::vector<unsigned char> bytes = encode(of_expert, DType::kBFloat16);
+        const std::vector<unsigned char> bytes = encode(of_expert, test.dtype);
         pack_rows(test.weights, reinterpret_cast<const uint16_t*>(bytes.data()), rows, columns, row_at,
                   reinterpret_cast<uint16_t*>(to.data()) + e * elements);
       }
@@ -171,7 +180,7 @@ Matrix random_matrix(const Case& test, int64_t rows, int64_t columns, std::mt199
   Matrix m{rows, columns, {}, {}, {}, {}};
   const bool int8 = test.weights == PackedType::kInt8;
   const float deviation = 1.f / std::sqrt(static_cast<float>(columns));
-  m.values = random_values(random, test.experts * rows * columns, DType::kBFloat16, 0.f, int8 ? 40.f : deviation);
+  m.values = random_values(random, test.experts * rows * columns, test.dtype, 0.f, int8 ? 40.f : deviation);
   m.scale = random_values(random, test.experts * rows, DType::kFloat32, deviation / 40, deviation / 400);
   if (int8)
     for (float& v : m.values) v = std::clamp(std::nearbyint(v), -127.f, 127.f);
@@ -181,7 +190,7 @@ Matrix random_matrix(const Case& test, int64_t rows, int64_t columns, std::mt199
 }
 
 void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
-  const Routed routed = route(tally, test, random);
+  const Routed routed = test.routed ? route(tally, test, random) : unrouted(test, random);
   const Matrix gate = random_matrix(test, test.d_ff, test.d_model, random), up = random_matrix(test, test.d_ff, test.d_model, random),
                down = random_matrix(test, test.d_model, test.d_ff, random);
   std::vector<unsigned char> pair_bytes, down_bytes;
@@ -194,8 +203,7 @@ void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
   const DeviceBuffer dpair = upload(pair_bytes), ddown = upload(down_bytes);
   const DeviceBuffer dpair_scale = upload_values(pair_scale), ddown_scale = upload_values(down_scale);
   const DeviceBuffer dresidual = upload(encode(residual, test.dtype));
-  DeviceBuffer y(residual.size() * size_of(test.dtype)), arrivals(packed_panels(test.d_model) * 4);
-  arrivals.fill(0);
+  DeviceBuffer y(residual.size() * size_of(test.dtype));
   MoeParams params{};
   params.tokens = test.tokens;
   params.d_model = test.d_model;
@@ -203,7 +211,9 @@ void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
   params.experts = test.experts;
   params.top_k = test.top_k;
   params.weights = test.weights;
-  DeviceBuffer workspace(test.prefill ? moe_prefill_workspace(params) : moe_decode_workspace(params));
+  DeviceBuffer arrivals(moe_arrivals(params) * 4);
+  arrivals.fill(0);
+  DeviceBuffer workspace(test.path == Case::kDecode ? moe_decode_workspace(params) : moe_prefill_workspace(params));
   params.gate_up = dpair.data();
   params.down = ddown.data();
   if (test.weights == PackedType::kInt8) {
@@ -213,15 +223,16 @@ void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
   params.x = routed.dx.data();
   params.residual = test.residual == 0 ? nullptr : test.residual == 1 ? dresidual.data() : y.data();
   params.y = y.data();
-  params.routing = routed.buffers.pointers();
+  if (test.routed) params.routing = routed.buffers.pointers();
   params.workspace = workspace.data();
-  params.arrivals = test.prefill ? nullptr : static_cast<uint32_t*>(arrivals.data());
+  params.arrivals = static_cast<uint32_t*>(arrivals.data());
+  const auto run_path = test.path == Case::kDecode ? moe_decode : test.path == Case::kTiles ? moe_prefill : moe_prefill_slices;
   std::vector<unsigned char> first;
   for (int run = 0; run < 2; ++run) {
     y.fill(0xff);
     workspace.fill(0xff);
     if (test.residual == 2) CUDA_CHECK(cudaMemcpy(y.data(), dresidual.data(), y.bytes(), cudaMemcpyDeviceToDevice));
-    CUDA_CHECK(test.prefill ? moe_prefill(params, test.dtype, nullptr) : moe_decode(params, test.dtype, nullptr));
+    CUDA_CHECK(run_path(params, test.dtype, nullptr));
     CUDA_CHECK(cudaDeviceSynchronize());
     if (run == 0) first = download(y);
   }
@@ -263,7 +274,7 @@ void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
         size += std::abs(term);
         variance += error * error;
       }
-      if (test.prefill) output_errors += output_rounding(test.dtype) * std::abs(total - before) + output_floor(test.dtype);
+      if (test.path == Case::kTiles) output_errors += output_rounding(test.dtype) * std::abs(total - before) + output_floor(test.dtype);
     }
     // Each hidden value carries its own rounding; they add like independent ones.
     want[i] = total;
@@ -273,12 +284,7 @@ void check_experts(Tally& tally, const Case& test, std::mt19937_64& random) {
   for (size_t i = 0; i < got.size(); ++i) worst.add(static_cast<int64_t>(i), got[i], want[i], bound[i]);
   tally.record(test.name(), worst.failure("y"));
   tally.record("repeats " + test.name(), first == download(y) ? "" : "bits differ");
-}
-
-bool has_wgmma() {
-  cudaDeviceProp card;
-  CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
-  return card.major == 9 && card.minor == 0;
+  tally.record("counters " + test.name(), values_of<uint32_t>(arrivals) == std::vector<uint32_t>(moe_arrivals(params), 0) ? "" : "not reset");
 }
 
 void check_refusals(Tally& tally) {
@@ -307,21 +313,22 @@ void check_refusals(Tally& tally) {
   };
   const DType bf16 = DType::kBFloat16;
   refuse_decode("decode: float32", DType::kFloat32, [](auto&) {});
-  refuse_decode("decode: float16 with bfloat16 weights", DType::kFloat16, [](auto& p) { p.weights = PackedType::kBFloat16; });
   refuse_decode("decode: 17 tokens", bf16, [](auto& p) { p.tokens = 17; });
   refuse_decode("decode: F of 20", bf16, [](auto& p) { p.d_ff = 20; });
   refuse_decode("decode: no scale", bf16, [](auto& p) { p.down_scale = nullptr; });
   refuse_decode("decode: misaligned x", bf16, [](auto& p) { p.x = static_cast<const char*>(p.x) + 2; });
+  refuse_decode("decode: no routing for 4 experts", bf16, [](auto& p) { p.routing = {}; });
+  refuse_decode("decode: half a routing", bf16, [](auto& p) { p.experts = p.top_k = 1, p.routing.positions = nullptr; });
   refuse_decode("decode: no workspace", bf16, [](auto& p) { p.workspace = nullptr; });
   const auto refuse_prefill = [&](const char* name, auto change) {
-    MoeParams params{1, 256, 128, 4, 2, PackedType::kInt8, any, any, static_cast<float*>(any), static_cast<float*>(any), any, nullptr, any, routing, any, nullptr};
+    MoeParams params{1, 256, 128, 4, 2, PackedType::kInt8, any, any, static_cast<float*>(any), static_cast<float*>(any), any, nullptr, any, routing, any, static_cast<uint32_t*>(any)};
     change(params);
     record(name, moe_prefill(params, bf16, nullptr));
   };
   refuse_prefill("prefill: no tokens", [](auto& p) { p.tokens = 0; });
-  refuse_prefill("prefill: D of 128", [](auto& p) { p.d_model = 128; });
-  refuse_prefill("prefill: F of 64", [](auto& p) { p.d_ff = 64; });
-  refuse_prefill("prefill: bfloat16 weights", [](auto& p) { p.weights = PackedType::kBFloat16; });
+  refuse_prefill("prefill: D of 12", [](auto& p) { p.d_model = 12; });
+  refuse_prefill("prefill: F of 20", [](auto& p) { p.d_ff = 20; });
+  refuse_prefill("prefill: no counters", [](auto& p) { p.arrivals = nullptr; });
   refuse_prefill("prefill: misaligned residual", [](auto& p) { p.residual = static_cast<const char*>(p.y) + 2; });
 }
 
@@ -363,34 +370,41 @@ int main(int argc, char** argv) {
     DType dtype;
     PackedType weights;
   };
-  for (const Kind kind : {Kind{DType::kBFloat16, PackedType::kInt8}, Kind{DType::kFloat16, PackedType::kInt8}, Kind{DType::kBFloat16, PackedType::kBFloat16}}) {
+  const PackedType int8 = PackedType::kInt8, wide = PackedType::k16Bit;
+  const std::vector<Kind> kinds{{DType::kBFloat16, int8}, {DType::kFloat16, int8}, {DType::kBFloat16, wide}, {DType::kFloat16, wide}};
+  using Sizes = std::vector<std::pair<int64_t, int64_t>>;
+  for (const Kind kind : kinds) {
     for (int64_t tokens : quick ? std::vector<int64_t>{1, 9} : std::vector<int64_t>{1, 2, 4, 8, 9, 16})
-      for (const auto& [d_model, d_ff] : quick ? std::vector<std::pair<int64_t, int64_t>>{{72, 40}} : std::vector<std::pair<int64_t, int64_t>>{{8, 8}, {72, 40}, {136, 1096}, {1032, 520}})
-        for (const auto& [experts, top_k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {5, 3}, {16, 2}, {64, 8}}) {
-          if (experts * d_model * d_ff > 16 << 20) continue;
+      for (const auto& [d_model, d_ff] : quick ? Sizes{{72, 40}} : Sizes{{8, 8}, {72, 40}, {136, 1096}, {1032, 520}})
+        for (const auto& [experts, top_k] : Sizes{{1, 1}, {5, 3}, {16, 2}, {64, 8}}) {
+          if (experts * d_model * d_ff > 4 << 20) continue;
           options(Case{kind.dtype, tokens, d_model, d_ff, experts, top_k, first, false, kind.weights});
         }
-  }
-  if (!quick) {
-    check_experts(tally, Case{DType::kBFloat16, 11, 4096, 14336, 2, 1, first, false, PackedType::kInt8}, random);
-    check_experts(tally, Case{DType::kBFloat16, 1, 4096, 14336, 2, 2, first, false, PackedType::kBFloat16}, random);
-  }
-  if (has_wgmma()) {
-    const auto prefill = [&](DType dtype, int64_t tokens, int64_t d_model, int64_t d_ff, int64_t experts, int64_t top_k) {
-      Case test{dtype, tokens, d_model, d_ff, experts, top_k};
-      test.prefill = true;
+    const auto prefill = [&](auto path, int64_t tokens, int64_t d_model, int64_t d_ff, int64_t experts, int64_t top_k, bool routed = true) {
+      Case test{kind.dtype, tokens, d_model, d_ff, experts, top_k, first, false, kind.weights};
+      test.path = path;
+      test.routed = routed;
       options(test);
     };
-    for (DType dtype : {DType::kBFloat16, DType::kFloat16})
-      for (int64_t tokens : quick ? std::vector<int64_t>{1, 70} : std::vector<int64_t>{1, 7, 17, 64, 65, 128, 200, 600})
-        for (const auto& [d_model, d_ff] : quick ? std::vector<std::pair<int64_t, int64_t>>{{256, 128}} : std::vector<std::pair<int64_t, int64_t>>{{256, 128}, {256, 640}, {768, 384}})
-          for (const auto& [experts, top_k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {5, 3}, {16, 2}}) prefill(dtype, tokens, d_model, d_ff, experts, top_k);
-    if (!quick) {
-      prefill(DType::kBFloat16, 150, 256, 128, 64, 8);
-      prefill(DType::kBFloat16, 40, 4096, 14336, 2, 1);
+    for (int64_t tokens : quick ? std::vector<int64_t>{1, 70} : std::vector<int64_t>{1, 7, 17, 64, 65, 128, 200, 600})
+      for (const auto& [d_model, d_ff] : quick ? Sizes{{72, 40}} : Sizes{{8, 8}, {72, 40}, {256, 136}, {264, 640}, {768, 384}})
+        for (const auto& [experts, top_k] : Sizes{{1, 1}, {5, 3}, {16, 2}})
+          if (experts * d_model * d_ff <= 3 << 19) prefill(Case::kTiles, tokens, d_model, d_ff, experts, top_k);
+    if (!quick) prefill(Case::kTiles, 150, 256, 128, 64, 8);
+    if (!quick) prefill(Case::kTiles, 40, 2048, 3456, 2, 1);
+    // Over 16 tiles of tokens, so that tiles come in more than one group.
+    if (!quick) prefill(Case::kTiles, 2500, 136, 264, 1, 1, false);
+    for (int64_t tokens : quick ? std::vector<int64_t>{19} : std::vector<int64_t>{3, 16, 17, 100})
+      for (const auto& [experts, top_k] : Sizes{{1, 1}, {5, 3}, {64, 8}}) prefill(Case::kSlices, tokens, 72, 40, experts, top_k);
+    for (int64_t tokens : quick ? std::vector<int64_t>{3} : std::vector<int64_t>{1, 16}) prefill(Case::kDecode, tokens, 264, 136, 1, 1, false);
+    for (int64_t tokens : quick ? std::vector<int64_t>{33} : std::vector<int64_t>{5, 33, 400}) {
+      prefill(Case::kTiles, tokens, 264, 136, 1, 1, false);
+      prefill(Case::kSlices, tokens, 264, 136, 1, 1, false);
     }
-  } else {
-    std::printf("moe_prefill: skipped, it needs a card of compute capability 9.0\n");
+  }
+  if (!quick) {
+    check_experts(tally, Case{DType::kBFloat16, 11, 4096, 3456, 1, 1, first, false, int8}, random);
+    check_experts(tally, Case{DType::kBFloat16, 1, 4096, 3456, 1, 1, first, false, wide}, random);
   }
   check_refusals(tally);
   return tally.finish();
