@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { passNames } from "../compiler/lower.js";
+import { targetNames } from "../compiler/targets/index.js";
 import { producer } from "../compiler/producer.js";
 import { diagnostic, type Diagnostic, InternalError, LayerweaveError } from "../core/diagnostics.js";
 import { storageDtypes } from "../core/dtype.js";
@@ -39,6 +40,10 @@ const listed = (text: string, before: readonly string[] = []): readonly string[]
 
 const backends = ["auto", "native", "portable"] as const satisfies readonly BackendName[];
 const backend = (): Option => new Option("--backend <name>", "what runs the graph: native where it can be used, or portable (stock ONNX Runtime)").choices(backends).default("auto");
+
+/** Where a compiled folder runs. */
+const device = (command: Command): Command =>
+  command.addOption(backend()).option("--device <name>", "cpu, or cuda:0 and so on for a folder compiled for CUDA (default: what it was compiled for)").option("--no-cuda-graphs", "run every decode step by itself instead of repeating a captured one");
 
 const source = ["<source>", "layout file (.ts), Hugging Face folder or compiled folder"] as const;
 const allowUnknownKeys = ["--allow-unknown-keys", "report unknown keys of a config.json as warnings"] as const;
@@ -111,13 +116,14 @@ function commandLine(terminal: Terminal): Command {
     .requiredOption("-o, --out <folder>", "folder to write; a compiled folder there is replaced")
     .addOption(new Option("--weights <hf-folder>", "take the weights from this folder (default: the source, if it is one)").conflicts("random"))
     .option("--random <seed>", "make random weights", natural)
-    .addOption(new Option("--dtype <type>", "store matrices in this type (default: the checkpoint's; float32 for random ones)").choices(storageDtypes))
+    .addOption(new Option("--target <name>", "what the folder is to run on: anything, or CUDA").choices(targetNames).default("portable"))
+    .addOption(new Option("--dtype <type>", "store matrices in this type (default: the checkpoint's, float32 for random ones; bfloat16 for CUDA, which computes in it too)").choices(storageDtypes))
     .addOption(quantize())
     .addOption(new Option("--print-ir-after <pass>", "print the IR after this pass").choices([...passNames, "all"]))
     .option(...allowUnknownKeys)
     .action(async (path: string, options: CompileCommandOptions) => (await import("./commands/compile.js")).compileSource(terminal, path, options));
 
-  command("run", "continue a prompt")
+  device(command("run", "continue a prompt"))
     .argument("<folder>", "compiled folder")
     .option("-p, --prompt <text>", "text to continue; - reads standard input, as does leaving it out when that is piped")
     .addOption(new Option("--token-ids <ids>", "token ids to continue, such as 1,2,3").conflicts("prompt").argParser((text) => text.split(",").map(natural)))
@@ -134,14 +140,12 @@ function commandLine(terminal: Terminal): Command {
     .option("--context <n>", "tokens to have memory for, such as 8K (default: the model's context length)")
     .option("--budget <bytes>", "memory that may be used, such as 8GiB (default: what is available)")
     .option("--force", "run a model that does not fit in the budget")
-    .addOption(backend())
     .action(async (folder: string, { json: _, ...options }: RunOptions & { readonly json?: boolean }) => (await import("./commands/run.js")).run(terminal, folder, options));
 
-  command("verify", "compare a compiled folder with reference logits")
+  device(command("verify", "compare a compiled folder with reference logits"))
     .argument("<folder>", "compiled folder")
     .requiredOption("--reference <file>", "safetensors file with input_ids and logits")
     .option("--tolerance <x>", "largest relative error that passes", number, 1e-5)
-    .addOption(backend())
     .action(async (folder: string, options: VerifyOptions) => {
       if (!(await (await import("./commands/verify.js")).verifyFolder(terminal, folder, options))) process.exitCode = numericalMismatch;
     });

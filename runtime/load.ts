@@ -5,10 +5,10 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { Diagnostics, fail } from "../core/diagnostics.js";
 import { manifestDiagnostics, manifestFile, parseManifest, type Manifest } from "../core/manifest.js";
-import { backendNames, chooseBackend, type BackendName } from "./backends/choose.js";
+import { backendFor, backendNames, type BackendName } from "./backends/choose.js";
 import { MemoryReservation } from "./budget.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
-import { defaultChunk, Model } from "./model.js";
+import { Model } from "./model.js";
 import { Tokenizer } from "./tokenizer.js";
 
 export interface LoadOptions {
@@ -16,17 +16,26 @@ export interface LoadOptions {
   readonly threads?: number;
   /** What runs the model. Default `auto`: the native runtime where it is there, else the portable one; `model.backend` says which. */
   readonly backend?: BackendName;
+  /** `cpu`, or `cuda:0` and so on. Default: what the folder was compiled for, and its first card. */
+  readonly device?: string;
+  /** Repeats decode steps as captured CUDA graphs, which changes no result. Default true; for folders compiled for CUDA only. */
+  readonly cudaGraphs?: boolean;
+  /** Told of the bytes of weights loaded so far and of those in all, where they go to a card. */
+  readonly onProgress?: (loaded: number, total: number) => void;
   /** Bytes that all models of this process may use together. Default: what was available before the first of them was opened. */
   readonly budget?: number;
   /** Tokens that each sequence may grow to, for which memory is reserved. Default: the model's context length. */
   readonly context?: number;
   /** Sequences at once for which memory is reserved; a state of more reserves more when it is made. Default 1. */
   readonly batch?: number;
-  /** Tokens of one prefill run for which memory is reserved. Default 512. */
+  /** Tokens of one prefill run for which memory is reserved. Default 512 on the CPU, 8192 on a card. */
   readonly chunk?: number;
   /** Loads a model that the plan says does not fit; `model.reservation.refusal` then says by how much. */
   readonly force?: boolean;
 }
+
+/** Tokens of one prefill run: what saturates the device, at a moderate price in memory. */
+const usualChunk = { cpu: 512, card: 8192 };
 
 /** Context for which memory is reserved when neither the caller nor the model says one. */
 const usualContext = 8192;
@@ -36,23 +45,24 @@ const usualContext = 8192;
  * the model fits in memory.
  * @throws LayerweaveError `manifest/…` when the folder is damaged, `runtime/no-weights`, `runtime/bad-tokenizer`,
  *   `runtime/load-failed`, `runtime/unsupported-state`, `runtime/bad-option`, `runtime/native-unavailable`,
- *   `plan/over-budget`, `plan/bad-count`
+ *   `runtime/wrong-target`, `runtime/cuda-…` saying what a card can't be used for, `plan/over-budget`, `plan/bad-count`
  */
 export async function load(folder: string, options: LoadOptions = {}): Promise<Model> {
-  const { threads = availableParallelism(), backend: wanted = "auto", budget, batch = 1, chunk = defaultChunk, force = false } = options;
+  const { threads = availableParallelism(), backend: wanted = "auto", device, cudaGraphs = true, onProgress, budget, batch = 1, force = false } = options;
   if (!Number.isInteger(threads) || threads < 1) fail(runtimeDiagnostics["bad-option"], { option: "threads", expected: "a positive integer", found: String(threads) });
   if (!backendNames.includes(wanted)) fail(runtimeDiagnostics["bad-option"], { option: "backend", expected: `one of ${backendNames.join(", ")}`, found: String(wanted) });
   if (budget !== undefined && !(budget > 0)) fail(runtimeDiagnostics["bad-option"], { option: "budget", expected: "a positive number of bytes", found: String(budget) });
-  const { backend, choice } = chooseBackend(wanted);
   const manifest = await readManifest(folder);
+  const { backend, choice } = await backendFor(manifest.target, folder, wanted, device);
+  const chunk = options.chunk ?? (choice.card ? usualChunk.card : usualChunk.cpu);
   const absent = manifest.weights.filter((weight) => weight.origin.from === "absent").length;
   if (absent > 0) fail(runtimeDiagnostics["no-weights"], { folder, weights: absent });
   await checkFiles(folder, manifest);
   const tokenizer = manifest.tokenizer && (await Tokenizer.open(folder, manifest.tokenizer));
   const limited = withContext(manifest, options.context);
-  const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force });
+  const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force }, choice);
   try {
-    const session = await backend.open({ folder, manifest: limited, threads });
+    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, onProgress });
     return new Model(folder, limited, session, tokenizer, choice, reservation);
   } catch (error) {
     reservation[Symbol.dispose]();

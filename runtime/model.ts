@@ -8,11 +8,11 @@ import { generateBatch, Generation, type Completion, type GenerateOptions, type 
 import { State, type LogitsWanted, type StateOwner } from "./state.js";
 import type { Tokenizer } from "./tokenizer.js";
 
-/** Tokens per run of a prefill, unless the caller says otherwise. */
-export const defaultChunk = 512;
+/** Positions that KV caches which are copied by every run, or for which there may be no memory, start with room for. */
+const growingCapacity = 256;
 
 export interface PrefillOptions {
-  /** Tokens of each row fed per run: more is faster, and needs more memory. Default 512. */
+  /** Tokens of each row fed per run: more is faster, and needs more memory. Default: what memory was reserved for. */
   readonly chunk?: number;
   /** Ends the prefill, at the latest between two chunks; the state then holds the chunks fed so far. */
   readonly signal?: AbortSignal | undefined;
@@ -72,7 +72,7 @@ export class Model implements AsyncDisposable, StateOwner {
    * @returns per row, the logits [V] of its prompt's last token.
    * @throws LayerweaveError as `forward`, and `runtime/bad-option`; the signal's reason when it fires.
    */
-  async prefill(state: State, prompts: readonly (readonly number[])[], { chunk = defaultChunk, signal }: PrefillOptions = {}): Promise<Float32Array[]> {
+  async prefill(state: State, prompts: readonly (readonly number[])[], { chunk = this.reservation.plan.chunk, signal }: PrefillOptions = {}): Promise<Float32Array[]> {
     this.#checkState(state);
     if (!Number.isInteger(chunk) || chunk < 1) fail(runtimeDiagnostics["bad-option"], { option: "chunk", expected: "a positive integer", found: String(chunk) });
     checkNotEmpty(prompts);
@@ -118,6 +118,12 @@ export class Model implements AsyncDisposable, StateOwner {
   async memory(): Promise<SessionMemory | null> {
     this.#checkOpen();
     return this.session.memory();
+  }
+
+  /** Positions a KV cache starts with room for: all that are reserved on a card, where captured steps need it to stay where it is. */
+  get initialCapacity(): number {
+    const { plan, refusal } = this.reservation;
+    return this.backend.card && !refusal ? plan.context : Math.min(growingCapacity, plan.context);
   }
 
   /** Ends the model once the runs under way are done, and frees its memory. */

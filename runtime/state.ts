@@ -5,9 +5,6 @@ import type { BackendSession, SlotContent, StateId } from "./backends/backend.js
 import { runtimeDiagnostics } from "./diagnostics.js";
 import { StateFile, writeStateFile } from "./state-file.js";
 
-/** Positions a KV cache starts with room for. */
-const initialCapacity = 256;
-
 /** Which logits a run returns: of no token, of each row's last token, or of all its tokens. */
 export type LogitsWanted = "none" | "last" | "all";
 
@@ -16,6 +13,8 @@ export interface StateOwner {
   readonly manifest: Manifest;
   readonly session: BackendSession;
   readonly isOpen: boolean;
+  /** Positions a KV cache starts with room for. */
+  readonly initialCapacity: number;
 }
 
 /** A copy of a state at one point, to come back to. Made by {@link State.snapshot}. */
@@ -64,8 +63,8 @@ export class State implements AsyncDisposable {
     this.#lengths = new Array<number>(batch).fill(0);
   }
 
-  static async create(owner: StateOwner, batch: number): Promise<State> {
-    return new State(owner, batch, await owner.session.createState(batch, initialCapacity));
+  static async create(owner: StateOwner, batch: number, capacity = owner.initialCapacity): Promise<State> {
+    return new State(owner, batch, await owner.session.createState(batch, capacity));
   }
 
   /**
@@ -81,7 +80,7 @@ export class State implements AsyncDisposable {
       if (contextLength !== null && past > contextLength) fail(runtimeDiagnostics["context-exceeded"], { row, tokens: 0, past, contextLength });
     });
     admit(lengths);
-    const id = await owner.session.createState(lengths.length, Math.max(...lengths, 1));
+    const id = await owner.session.createState(lengths.length, Math.max(owner.initialCapacity, ...lengths));
     try {
       for (const slot of owner.manifest.state.keys()) await owner.session.writeState(id, slot, await file.read(slot));
     } catch (error) {
@@ -180,7 +179,7 @@ export class State implements AsyncDisposable {
   }
 
   async #read(index: number): Promise<SlotContent> {
-    const content = await this.owner.session.readState(this.#id, index);
+    const content = await this.owner.session.readState(this.#id, index, Math.max(...this.#lengths));
     const axis = this.owner.manifest.state[index]?.shape.indexOf("S") ?? -1;
     return axis < 0 ? content : trim(content, axis, this.#lengths);
   }
@@ -222,7 +221,7 @@ export class State implements AsyncDisposable {
    * @throws LayerweaveError `runtime/unknown-row`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
    */
   async clearRow(row: number): Promise<void> {
-    await using empty = await State.create(this.owner, 1);
+    await using empty = await State.create(this.owner, 1, 1);
     await this.setRow(row, empty);
   }
 

@@ -4,7 +4,8 @@ import { dirname, join } from "node:path";
 import { checkedLayout, compile } from "../../compiler/index.js";
 import { producer } from "../../compiler/producer.js";
 import { attention, block, every, mamba, mlp, model, moe, ratio, rmsNorm } from "../../dsl/index.js";
-import { load } from "../../runtime/index.js";
+import { targetNamed } from "../../compiler/targets/index.js";
+import { type Card, cudaCards, LayerweaveError, load } from "../../runtime/index.js";
 import { formatBytes, formatTable } from "../format.js";
 import { withTemporaryFolder } from "../temporary-folder.js";
 import type { Terminal } from "../terminal.js";
@@ -23,7 +24,8 @@ export async function doctor(terminal: Terminal): Promise<boolean> {
     { name: "platform", ok: true, found: `${platform()} ${arch()}, ${availableParallelism()} threads` },
     { name: "memory", ok: true, found: `${formatBytes(freemem())} free of ${formatBytes(totalmem())}` },
     await attempt("onnxruntime-node", () => Promise.resolve(onnxRuntimeVersion())),
-    ...(await tryModel()),
+    ...(await tryModel("portable")),
+    ...(await tryCards()),
   ];
   const ok = findings.every((finding) => finding.ok);
   terminal.write(formatTable(findings.map((f) => [f.ok ? "ok" : "FAILED", f.name, f.found])));
@@ -58,27 +60,45 @@ const tiny = () =>
     }),
   });
 
-async function tryModel(): Promise<Finding[]> {
+/** That no card can be used is no fault of a machine; what is missing, and the fix, are said all the same. */
+async function tryCards(): Promise<Finding[]> {
+  let cards: readonly Card[];
+  try {
+    cards = await cudaCards();
+  } catch (error) {
+    if (!(error instanceof LayerweaveError)) throw error;
+    return [{ name: "CUDA", ok: true, found: `not used: ${error.diagnostics.map(({ message, help }) => `${message} ${help}`).join(" ")}` }];
+  }
+  const found = cards.map(({ ordinal, name, computeCapability, freeBytes, bytes }) => ({
+    name: `cuda:${ordinal}`,
+    ok: true,
+    found: `${name}, compute capability ${computeCapability}, ${formatBytes(freeBytes)} free of ${formatBytes(bytes)}`,
+  }));
+  return [...found, ...(await tryModel("cuda"))];
+}
+
+async function tryModel(target: "portable" | "cuda"): Promise<Finding[]> {
   const folderFinding = "temporary folder";
   try {
     return await withTemporaryFolder(async (temporary) => {
       const folder = join(temporary, "model");
-      const compiled = await attempt("compiling", async () => {
-        await compile(checkedLayout(tiny()), { out: folder, weights: { from: "random", seed: 1 } });
+      const suffix = target === "cuda" ? " for CUDA" : "";
+      const compiled = await attempt(`compiling${suffix}`, async () => {
+        await compile(checkedLayout(tiny()), { out: folder, weights: { from: "random", seed: 1 }, target: targetNamed(target) });
         return "a small hybrid model";
       });
       const kernels: Finding[] = [];
-      const ran = await attempt("running", async () => {
+      const ran = await attempt(`running${suffix}`, async () => {
         await using loaded = await load(folder);
         await using state = await loaded.createState();
         const [logits] = await loaded.forward(state, [[1, 2, 3, 4]]);
         if (!logits?.every(Number.isFinite)) throw new Error("its logits are not finite");
         const { name, ops, why } = loaded.backend;
         const functions = loaded.manifest.graph.functions.map((f) => f.split("::")[1]).join(", ");
-        kernels.push({ name: "native kernels", ok: true, found: ops === "kernels" ? `run ${functions}` : `none: ${functions} run as function bodies of standard ops` });
+        if (target === "portable") kernels.push({ name: "native kernels", ok: true, found: ops === "kernels" ? `run ${functions}` : `none: ${functions} run as function bodies of standard ops` });
         return `${logits.length} finite logits, ${name} backend (${why})`;
       });
-      return [{ name: folderFinding, ok: true, found: dirname(temporary) }, compiled, ran, ...kernels];
+      return [...(target === "portable" ? [{ name: folderFinding, ok: true, found: dirname(temporary) }] : []), compiled, ran, ...kernels];
     });
   } catch (error) {
     return [{ name: folderFinding, ok: false, found: (error as Error).message }];

@@ -5,6 +5,7 @@ import { type BackendName, type GenerateOptions, type GenerationStats, load, typ
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
+import { loadingStatus } from "../loading.js";
 import type { Terminal } from "../terminal.js";
 
 export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenIds"> {
@@ -19,15 +20,20 @@ export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenI
   /** Runs the model although the plan says that it does not fit. */
   readonly force?: boolean;
   readonly backend?: BackendName;
+  readonly device?: string;
+  readonly cudaGraphs?: boolean;
 }
 
 /** Continues a prompt: the new text on standard output as it is made, speed and memory on standard error. */
-export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, backend = "auto", ...options }: RunOptions): Promise<void> {
+export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, backend = "auto", device, cudaGraphs = true, ...options }: RunOptions): Promise<void> {
   const given = tokenIds ?? (await readPrompt(prompt));
   terminal.status(`loading ${folder}`);
   await using model = await load(folder, {
     backend,
+    cudaGraphs,
     force,
+    onProgress: loadingStatus(terminal, folder),
+    ...(device === undefined ? {} : { device }),
     ...(options.chunk === undefined ? {} : { chunk: options.chunk }),
     ...(context === undefined ? {} : { context: parseCount(context, "--context") }),
     ...(budget === undefined ? {} : { budget: parseBytes(budget, "--budget") }),
@@ -62,6 +68,8 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
   });
   if (!stats) return;
   const speed = speedOf(stats);
+  const card = (await model.session.memory())?.card;
+  if (card) terminal.note(`${formatBytes(card.weights)} of weights loaded at ${formatBytes(card.weights / card.loadSeconds)}/s, ${formatBytes(card.usedNow - card.usedBefore)} of the card taken, ${formatBytes(card.usedNow)} of ${formatBytes(card.total)} used`);
   // maxRSS is in KiB on every platform.
   const peakMemoryBytes = process.resourceUsage().maxRSS * 1024;
   const rate = (tokensPerSecond: number | null) => (tokensPerSecond === null ? "" : ` at ${tokensPerSecond.toFixed(1)} tokens/s`);
@@ -81,6 +89,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     decodeTokensPerSecond: speed.decode,
     peakMemoryBytes,
     backend: model.backend,
+    ...(card ? { card } : {}),
     reservedBytes: model.reservation.plan.bytes.total,
     warnings: refusal ? [refusal] : [],
   });

@@ -1,6 +1,7 @@
 import { type BackendName, load, verify, type Verification } from "../../runtime/index.js";
 import { formatTable } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
+import { loadingStatus } from "../loading.js";
 import type { Terminal } from "../terminal.js";
 
 export interface VerifyOptions {
@@ -9,11 +10,13 @@ export interface VerifyOptions {
   /** Largest relative error that passes. */
   readonly tolerance: number;
   readonly backend: BackendName;
+  readonly device?: string;
+  readonly cudaGraphs: boolean;
 }
 
 /** Compares a compiled model with a reference. @returns whether every error is within the tolerance. */
-export async function verifyFolder(terminal: Terminal, folder: string, { reference, tolerance, backend }: VerifyOptions): Promise<boolean> {
-  await using model = await load(folder, { backend });
+export async function verifyFolder(terminal: Terminal, folder: string, { reference, tolerance, ...where }: VerifyOptions): Promise<boolean> {
+  await using model = await load(folder, { ...where, onProgress: loadingStatus(terminal, folder) });
   terminal.status(`comparing with ${reference}`);
   const verification = await untilInterrupted(async (signal) => {
     const interrupted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));

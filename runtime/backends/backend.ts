@@ -6,6 +6,10 @@ export interface OpenRequest {
   readonly manifest: Manifest;
   /** Threads that compute one operator together. */
   readonly threads: number;
+  /** Repeats decode steps as captured CUDA graphs; for a CUDA backend only. */
+  readonly cudaGraphs: boolean;
+  /** Told of the bytes of weights loaded so far and of those in all, by a backend that loads them itself. */
+  readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }
 
 /** Names the state tensors of one batch inside the session that made them; only the session can look inside. */
@@ -39,6 +43,19 @@ export interface SessionMemory {
   /** Buffers of all states. */
   readonly state: number;
   readonly statePeak: number;
+  /** On a card: the weights, which lie beside ONNX Runtime's allocator, and what the driver says of the card's memory. */
+  readonly card?: CardMemory;
+}
+
+/** Bytes of a card's memory. */
+export interface CardMemory {
+  readonly weights: number;
+  /** Seconds that loading the weights took, from the first read to the last copy. */
+  readonly loadSeconds: number;
+  /** Used by anybody, before the session was opened and now. */
+  readonly usedBefore: number;
+  readonly usedNow: number;
+  readonly total: number;
 }
 
 /**
@@ -58,8 +75,11 @@ export interface BackendSession {
    * @returns logits [B, L, V], row-major.
    */
   forward(request: ForwardRequest): Promise<Float32Array>;
-  /** Copies slot `slot` (an index into the manifest's `state`) out, for inspection and tests. */
-  readState(state: StateId, slot: number): Promise<SlotContent>;
+  /**
+   * Copies slot `slot` (an index into the manifest's `state`) out, as float32 whatever it is stored in. Of a slot that
+   * grows, `positions` are wanted, and those behind may be left out.
+   */
+  readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
   /** Fills slot `slot`: numbers of its shape, or of fewer positions than the state has room for. */
   writeState(state: StateId, slot: number, content: SlotContent): Promise<void>;
   /** Makes row `toRow` of one state a copy of row `fromRow` of another, which holds `tokens` tokens; makes room where needed. */
@@ -77,9 +97,23 @@ export interface Backend {
   open(request: OpenRequest): Promise<BackendSession>;
 }
 
+/** The card that a model runs on. */
+export interface Card {
+  readonly ordinal: number;
+  /** As the driver calls it. */
+  readonly name: string;
+  /** Such as 9.0. */
+  readonly computeCapability: string;
+  readonly bytes: number;
+  /** Of those, what nobody used when this was asked. */
+  readonly freeBytes: number;
+}
+
 /** Which backend runs a model, and why that one. */
 export interface BackendChoice {
-  readonly name: "native" | "portable";
+  readonly name: "native" | "portable" | "cuda";
+  /** Absent: the CPU. */
+  readonly card?: Card;
   /** Whether our ops run as the kernels made for them or as the function bodies that the graph carries. */
   readonly ops: "kernels" | "function-bodies";
   readonly why: string;

@@ -1,7 +1,8 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
-import type { SessionMemory, SlotContent, StateId } from "./backend.js";
+import type { Dtype } from "../../core/dtype.js";
+import type { Card, SessionMemory, SlotContent, StateId } from "./backend.js";
 
 /** What a session is opened with; names are those of the graph's inputs and outputs. */
 export interface AddonSessionOptions {
@@ -21,9 +22,25 @@ export interface AddonSessionOptions {
   readonly state: readonly {
     readonly past: string;
     readonly present: string;
+    readonly dtype: Dtype;
     readonly shape: readonly (number | "B" | "S")[];
     readonly inPlace: boolean;
   }[];
+  /** Absent: on the CPU. */
+  readonly cuda?: {
+    readonly ordinal: number;
+    readonly graphs: boolean;
+    /** Initializers of the graph, stored as it takes them. */
+    readonly weights: readonly {
+      readonly name: string;
+      readonly file: string;
+      readonly offset: number;
+      readonly bytes: number;
+      readonly dtype: Dtype;
+      readonly shape: readonly number[];
+    }[];
+  };
+  readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }
 
 /** A session of the addon. Methods reject, or throw once it was closed, with an `Error` in ONNX Runtime's words. */
@@ -33,7 +50,7 @@ export interface AddonSession {
   releaseState(state: StateId): Promise<void>;
   /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
   forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
-  readState(state: StateId, slot: number): Promise<SlotContent>;
+  readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
   writeState(state: StateId, slot: number, numbers: Float32Array): Promise<void>;
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   memory(): Promise<SessionMemory>;
@@ -44,7 +61,17 @@ interface Addon {
   openSession(options: AddonSessionOptions): Promise<AddonSession>;
   /** The version of ONNX Runtime. @throws Error saying why the library or the kernels can't be used */
   probe(library: string, kernels: string): string;
+  /** The cards, and what is free of one (0: there is no such). Rejects with a `CudaProblem`'s code where CUDA can't be used. */
+  probeCuda(library: string, ordinal: number): Promise<{
+    readonly cards: readonly Omit<Card, "ordinal" | "freeBytes">[];
+    /** File of the CUDA runtime. */
+    readonly runtime: string;
+    readonly freeBytes: number;
+  }>;
 }
+
+/** What an error of `probeCuda` carries as its `code`. */
+export type CudaProblem = "no-driver" | "no-libraries" | "no-provider" | "other-provider" | "failed";
 
 /** The native runtime with everything it needs. */
 export interface NativeRuntime {
@@ -53,6 +80,8 @@ export interface NativeRuntime {
   readonly version: string;
   /** The library of kernels for our ops, or why there is none; the ops then run as their function bodies. */
   readonly kernels: { readonly path: string } | { readonly reason: string };
+  /** Where the kernels for CUDA are, if they were built. */
+  readonly cudaKernels: string;
 }
 
 const require = createRequire(import.meta.url);
@@ -60,6 +89,7 @@ const packageRoot = dirname(require.resolve("layerweave/package.json"));
 const prebuiltPackage = `@layerweave/${process.platform}-${process.arch}`;
 const addonFile = "layerweave_native.node";
 const kernelsFile = process.platform === "darwin" ? "liblayerweave_ops.dylib" : "liblayerweave_ops.so";
+const cudaKernelsFile = "liblayerweave_ops_cuda.so";
 
 let loaded: NativeRuntime | { readonly reason: string } | undefined;
 
@@ -76,7 +106,7 @@ function tryToLoad(): NativeRuntime | { readonly reason: string } {
     const addon = require(join(folder, addonFile)) as Addon;
     const library = coreLibrary();
     const version = addon.probe(library, "");
-    return { addon, library, version, kernels: kernelsIn(folder, addon, library) };
+    return { addon, library, version, kernels: kernelsIn(folder, addon, library), cudaKernels: join(folder, cudaKernelsFile) };
   } catch (error) {
     return { reason: messageOf(error) };
   }

@@ -9,16 +9,19 @@ import { originInMessage } from "./portable.js";
 /** [B] as the graph takes it. */
 const int64 = (values: readonly number[]): BigInt64Array => BigInt64Array.from(values, BigInt);
 
-/** How allocators of C++ and of ONNX Runtime say that there is no memory. */
-const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for/;
+/** How allocators of C++, of ONNX Runtime and of CUDA say that there is no memory. */
+const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2:/;
+
+/** Whose memory a session uses. */
+type Owner = "system" | "card";
 
 /** Runs `work`; what the addon says when it fails becomes a diagnostic. */
-async function described<Value>(doing: string, work: () => Promise<Value>, describe: (problem: string) => Diagnostic): Promise<Value> {
+async function described<Value>(owner: Owner, doing: string, work: () => Promise<Value>, describe: (problem: string) => Diagnostic): Promise<Value> {
   try {
     return await work();
   } catch (error) {
     const problem = error instanceof Error ? error.message.trim() : String(error);
-    throw new LayerweaveError([noMemory.test(problem) ? diagnostic(runtimeDiagnostics["out-of-memory"], { doing, problem }) : describe(problem)]);
+    throw new LayerweaveError([noMemory.test(problem) ? diagnostic(runtimeDiagnostics["out-of-memory"], { owner, doing, problem }) : describe(problem)]);
   }
 }
 
@@ -28,6 +31,7 @@ class NativeSession implements BackendSession {
   constructor(
     private readonly session: AddonSession,
     private readonly origins: Manifest["origins"],
+    private readonly owner: Owner,
   ) {}
 
   createState(batch: number, capacity: number): Promise<StateId> {
@@ -45,14 +49,15 @@ class NativeSession implements BackendSession {
 
   forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
     return described(
+      this.owner,
       "run the model",
       () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices),
       (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)),
     );
   }
 
-  readState(state: StateId, slot: number): Promise<SlotContent> {
-    return this.#ofState(() => this.session.readState(state, slot));
+  readState(state: StateId, slot: number, positions?: number): Promise<SlotContent> {
+    return this.#ofState(() => this.session.readState(state, slot, positions));
   }
 
   writeState(state: StateId, slot: number, { data }: SlotContent): Promise<void> {
@@ -73,14 +78,15 @@ class NativeSession implements BackendSession {
   }
 
   #ofState<Value>(work: () => Promise<Value>): Promise<Value> {
-    return described("hold the state", work, (problem) => diagnostic(runtimeDiagnostics["state-failed"], { problem }));
+    return described(this.owner, "hold the state", work, (problem) => diagnostic(runtimeDiagnostics["state-failed"], { problem }));
   }
 }
 
-function slotOptions({ past, present, shape, update, rewind }: StateSlot): AddonSessionOptions["state"][number] {
+function slotOptions({ past, present, dtype, shape, update, rewind }: StateSlot): AddonSessionOptions["state"][number] {
   return {
     past,
     present,
+    dtype,
     shape: shape.map((dim) => {
       invariant(dim !== "T" && dim !== "L", `state is not shaped by ${dim}`);
       return dim;
@@ -91,34 +97,48 @@ function slotOptions({ past, present, shape, update, rewind }: StateSlot): Addon
   };
 }
 
+/** Opens a session of the addon: on the CPU, or with `cuda` on a card. */
+export async function openSession(
+  { addon, library }: NativeRuntime,
+  kernels: string,
+  { folder, manifest, threads, onProgress }: OpenRequest,
+  cuda?: AddonSessionOptions["cuda"],
+): Promise<BackendSession> {
+  const { graph, inputs, outputs, model } = manifest;
+  const options: AddonSessionOptions = {
+    library,
+    graph: join(folder, graph.file),
+    kernels,
+    threads,
+    vocabSize: model.vocabSize,
+    contextLength: model.contextLength ?? 0,
+    inputIds: inputs.inputIds.name,
+    pastLengths: inputs.pastLengths.name,
+    lengths: inputs.lengths.name,
+    logitIndices: inputs.logitIndices.name,
+    logits: outputs.logits.name,
+    state: manifest.state.map(slotOptions),
+    ...(cuda ? { cuda } : {}),
+    ...(onProgress ? { onProgress } : {}),
+  };
+  const owner = cuda ? "card" : "system";
+  const session = await described(
+    owner,
+    "load the model",
+    () => addon.openSession(options),
+    (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
+  );
+  return new NativeSession(session, manifest.origins, owner);
+}
+
 /** Our addon over ONNX Runtime's C API, on the CPU. A thread of its own runs each session, so the one that asks stays free. */
-export function nativeBackend({ addon, library, kernels }: NativeRuntime): Backend {
+export function nativeBackend(native: NativeRuntime): Backend {
   return {
     name: "native",
-    async open({ folder, manifest, threads }: OpenRequest): Promise<BackendSession> {
-      const { inputs, outputs, model, graph } = manifest;
-      const unsupported = manifest.state.find((slot) => slot.dtype !== "float32");
+    async open(request) {
+      const unsupported = request.manifest.state.find((slot) => slot.dtype !== "float32");
       if (unsupported) fail(runtimeDiagnostics["unsupported-state"], { slot: unsupported.past, dtype: unsupported.dtype, backend: "native" });
-      const options: AddonSessionOptions = {
-        library,
-        graph: join(folder, graph.file),
-        kernels: "path" in kernels ? kernels.path : "",
-        threads,
-        vocabSize: model.vocabSize,
-        contextLength: model.contextLength ?? 0,
-        inputIds: inputs.inputIds.name,
-        pastLengths: inputs.pastLengths.name,
-        lengths: inputs.lengths.name,
-        logitIndices: inputs.logitIndices.name,
-        logits: outputs.logits.name,
-        state: manifest.state.map(slotOptions),
-      };
-      const session = await described(
-        "load the model",
-        () => addon.openSession(options),
-        (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
-      );
-      return new NativeSession(session, manifest.origins);
+      return openSession(native, "path" in native.kernels ? native.kernels.path : "", request);
     },
   };
 }

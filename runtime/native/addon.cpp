@@ -10,6 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "cuda_probe.h"
+#include "cuda_session.h"
+#include "host_session.h"
 #include "session_thread.h"
 
 namespace layerweave {
@@ -56,6 +59,17 @@ class Addon {
     return deferred.Promise();
   }
 
+  /** Calls `listener` with what the session reports while it is opened. */
+  Progress listen(SessionThread& thread, Napi::Function listener) {
+    listeners_.insert_or_assign(&thread, Napi::Persistent(listener));
+    return [this, &thread](size_t done, size_t total) {
+      settle_later([this, &thread, done, total](Napi::Env env) {
+        const auto found = listeners_.find(&thread);
+        if (found != listeners_.end()) found->second.Call({Napi::Number::New(env, static_cast<double>(done)), Napi::Number::New(env, static_cast<double>(total))});
+      });
+    };
+  }
+
   /** Finishes the calls already made and releases the session. */
   Napi::Promise close(Napi::Env env, SessionThread& thread) {
     const auto deferred = expect(env);
@@ -74,6 +88,7 @@ class Addon {
   /** When the JavaScript thread ends: interrupts every session and waits for its thread. */
   void shut_down() {
     threads_.clear();
+    listeners_.clear();
     back_.Release();
     session_class.Reset();
   }
@@ -105,6 +120,7 @@ class Addon {
     thread.finish([this, &thread, then = std::move(then)] {
       settle_later([this, &thread, then](Napi::Env env) {
         threads_.erase(&thread);
+        listeners_.erase(&thread);
         then(env);
       });
     });
@@ -113,6 +129,7 @@ class Addon {
   Back back_;
   size_t pending_ = 0;
   std::map<SessionThread*, std::unique_ptr<SessionThread>> threads_;
+  std::map<SessionThread*, Napi::FunctionReference> listeners_;
 };
 
 std::string text(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
@@ -123,22 +140,51 @@ std::vector<int64_t> int64s(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+ONNXTensorElementDataType weight_type(const std::string& name) {
+  if (name == "int8") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+  if (name == "uint8") return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  if (name == "int32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+  if (name == "int64") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  if (name == "bool") return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  return element_type_named(name);
+}
+
+std::vector<int64_t> extents(const Napi::Array& shape) {
+  std::vector<int64_t> extents;
+  for (uint32_t axis = 0; axis < shape.Length(); axis++) {
+    const Napi::Value dim = shape.Get(axis);
+    extents.push_back(dim.IsNumber() ? dim.As<Napi::Number>().Int64Value() : dim.As<Napi::String>().Utf8Value() == "B" ? kBatch : kCapacity);
+  }
+  return extents;
+}
+
+std::shared_ptr<const CudaSpec> cuda_spec(const Napi::Object& object) {
+  auto spec = std::make_shared<CudaSpec>();
+  spec->ordinal = static_cast<int>(integer(object, "ordinal"));
+  spec->graphs = object.Get("graphs").As<Napi::Boolean>().Value();
+  const auto weights = object.Get("weights").As<Napi::Array>();
+  for (uint32_t i = 0; i < weights.Length(); i++) {
+    const auto weight = weights.Get(i).As<Napi::Object>();
+    spec->weights.push_back({text(weight, "name"), text(weight, "file"), integer(weight, "offset"), static_cast<size_t>(integer(weight, "bytes")),
+                             weight_type(text(weight, "dtype")), extents(weight.Get("shape").As<Napi::Array>())});
+  }
+  return spec;
+}
+
 SessionSpec session_spec(const Napi::Object& object) {
   SessionSpec spec{text(object, "graph"),        text(object, "kernels"), static_cast<int>(integer(object, "threads")),
                    integer(object, "vocabSize"), integer(object, "contextLength"),
                    text(object, "inputIds"),     text(object, "pastLengths"),
                    text(object, "lengths"),      text(object, "logitIndices"),
-                   text(object, "logits"),       {}};
+                   text(object, "logits"),       {},
+                   nullptr,                      nullptr};
+  const Napi::Value cuda = object.Get("cuda");
+  if (cuda.IsObject()) spec.cuda = cuda_spec(cuda.As<Napi::Object>());
   const auto slots = object.Get("state").As<Napi::Array>();
   for (uint32_t i = 0; i < slots.Length(); i++) {
     const auto slot = slots.Get(i).As<Napi::Object>();
-    const auto shape = slot.Get("shape").As<Napi::Array>();
-    std::vector<int64_t> extents;
-    for (uint32_t axis = 0; axis < shape.Length(); axis++) {
-      const Napi::Value dim = shape.Get(axis);
-      extents.push_back(dim.IsNumber() ? dim.As<Napi::Number>().Int64Value() : dim.As<Napi::String>().Utf8Value() == "B" ? kBatch : kCapacity);
-    }
-    spec.slots.push_back({text(slot, "past"), text(slot, "present"), std::move(extents), slot.Get("inPlace").As<Napi::Boolean>().Value()});
+    spec.slots.push_back({text(slot, "past"), text(slot, "present"), element_type_named(text(slot, "dtype")), extents(slot.Get("shape").As<Napi::Array>()),
+                          slot.Get("inPlace").As<Napi::Boolean>().Value()});
   }
   return spec;
 }
@@ -212,9 +258,10 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
   }
 
   Napi::Value read_state(const Napi::CallbackInfo& info) {
-    return submit(info, [state = id(info[0]), slot = id(info[1])](auto& session) {
+    const int64_t positions = info[2].IsNumber() ? info[2].As<Napi::Number>().Int64Value() : -1;
+    return submit(info, [state = id(info[0]), slot = id(info[1]), positions](auto& session) {
       std::vector<int64_t> shape;
-      auto numbers = std::make_shared<std::unique_ptr<float[]>>(session->read_state(state, slot, shape));
+      auto numbers = std::make_shared<std::unique_ptr<float[]>>(session->read_state(state, slot, positions, shape));
       return [numbers, shape](Napi::Env env) {
         const auto content = Napi::Object::New(env);
         const auto extents = Napi::Array::New(env, shape.size());
@@ -249,12 +296,19 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
   Napi::Value memory(const Napi::CallbackInfo& info) {
     return submit(info, [](auto& session) {
       return [memory = session->memory()](Napi::Env env) {
-        const auto content = Napi::Object::New(env);
-        const auto set = [&](const char* key, size_t bytes) { content.Set(key, Napi::Number::New(env, static_cast<double>(bytes))); };
-        set("arena", memory.arena_now);
-        set("arenaPeak", memory.arena_peak);
-        set("state", memory.state_now);
-        set("statePeak", memory.state_peak);
+        const auto object = [&](std::initializer_list<std::pair<const char*, double>> entries) {
+          const auto made = Napi::Object::New(env);
+          for (const auto& [key, value] : entries) made.Set(key, Napi::Number::New(env, value));
+          return made;
+        };
+        const auto bytes = [](size_t count) { return static_cast<double>(count); };
+        const auto content = object({{"arena", bytes(memory.arena_now)}, {"arenaPeak", bytes(memory.arena_peak)}, {"state", bytes(memory.state_now)}, {"statePeak", bytes(memory.state_peak)}});
+        if (const auto& card = memory.card)
+          content.Set("card", object({{"weights", bytes(card->weights)},
+                                      {"loadSeconds", card->load_seconds},
+                                      {"usedBefore", bytes(card->used_before)},
+                                      {"usedNow", bytes(card->used_now)},
+                                      {"total", bytes(card->total)}}));
         return content;
       };
     });
@@ -272,11 +326,14 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
 Napi::Value open_session(const Napi::CallbackInfo& info) {
   const auto addon = *info.Env().GetInstanceData<std::shared_ptr<Addon>>();
   const auto options = info[0].As<Napi::Object>();
-  const SessionSpec spec = session_spec(options);
+  SessionSpec spec = session_spec(options);
   SessionThread& thread = addon->start(OrtLibrary::open(text(options, "library")));
+  if (options.Get("onProgress").IsFunction()) spec.progress = addon->listen(thread, options.Get("onProgress").As<Napi::Function>());
   return addon->submit(info.Env(), thread, [addon, &thread, spec](std::unique_ptr<Session>& session) {
     try {
-      session = std::make_unique<Session>(thread.ort(), spec, thread.interruption());
+      const OrtLibrary& ort = thread.ort();
+      if (spec.cuda) session = std::make_unique<CudaSession>(ort, CudaLibrary::open(ort.folder()), spec, thread.interruption());
+      else session = std::make_unique<HostSession>(ort, spec, thread.interruption());
     } catch (const std::exception&) {
       addon->discard(thread);
       throw;
@@ -296,6 +353,63 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), ort.version());
 }
 
+/** Looks at a card off the JavaScript thread: making a context on it takes a while. */
+class CudaProbing : public Napi::AsyncWorker {
+ public:
+  CudaProbing(Napi::Env env, std::string library, int ordinal)
+      : Napi::AsyncWorker(env, "layerweave"), deferred_(Napi::Promise::Deferred::New(env)), library_(std::move(library)), ordinal_(ordinal) {}
+
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ protected:
+  void Execute() override {
+    try {
+      found_ = probe_cuda(OrtLibrary::open(library_), ordinal_);
+    } catch (const CudaUnavailable& error) {
+      code_ = error.code();
+      throw;
+    }
+  }
+
+  void OnOK() override {
+    const Napi::Env env = Env();
+    const auto cards = Napi::Array::New(env, found_.cards.size());
+    for (uint32_t i = 0; i < found_.cards.size(); i++) {
+      const auto card = Napi::Object::New(env);
+      card.Set("name", found_.cards[i].name);
+      card.Set("computeCapability", std::to_string(found_.cards[i].major) + "." + std::to_string(found_.cards[i].minor));
+      card.Set("bytes", Napi::Number::New(env, static_cast<double>(found_.cards[i].bytes)));
+      cards.Set(i, card);
+    }
+    const auto result = Napi::Object::New(env);
+    result.Set("cards", cards);
+    result.Set("runtime", found_.runtime);
+    result.Set("freeBytes", Napi::Number::New(env, static_cast<double>(found_.free_bytes)));
+    deferred_.Resolve(result);
+  }
+
+  void OnError(const Napi::Error& error) override {
+    error.Value().Set("code", code_);
+    deferred_.Reject(error.Value());
+  }
+
+ private:
+  Napi::Promise::Deferred deferred_;
+  std::string library_;
+  int ordinal_;
+  CudaFindings found_;
+  std::string code_ = "failed";
+};
+
+/** probeCuda(library, ordinal): the cards, and how much of one is free; rejects with a `code` where CUDA can't be used. */
+Napi::Value probe_cuda_later(const Napi::CallbackInfo& info) {
+  // It deletes itself when it is done.
+  auto* probing = new CudaProbing(info.Env(), info[0].As<Napi::String>().Utf8Value(), info[1].As<Napi::Number>().Int32Value());
+  const Napi::Promise promise = probing->promise();
+  probing->Queue();
+  return promise;
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto addon = std::make_shared<Addon>(env);
   addon->session_class = Napi::Persistent(NativeSession::define(env));
@@ -304,6 +418,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.AddCleanupHook([addon] { addon->shut_down(); });
   exports.Set("openSession", Napi::Function::New(env, open_session, "openSession"));
   exports.Set("probe", Napi::Function::New(env, probe, "probe"));
+  exports.Set("probeCuda", Napi::Function::New(env, probe_cuda_later, "probeCuda"));
   return exports;
 }
 

@@ -19,7 +19,7 @@ const OrtLibrary& OrtLibrary::open(const std::string& path) {
   return *library;
 }
 
-OrtLibrary::OrtLibrary(const std::string& path) {
+OrtLibrary::OrtLibrary(const std::string& path) : folder_(path.substr(0, path.find_last_of('/'))) {
   // ONNX Runtime reports to its maker, and writes an id and a database for it, unless this is set before it is loaded.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   std::unique_ptr<void, int (*)(void*)> handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL), dlclose);

@@ -23,6 +23,8 @@ class OrtLibrary {
   const OrtApi& api() const { return *api_; }
   const OrtEnv* env() const { return env_; }
   const std::string& version() const { return version_; }
+  /** The folder it was loaded from; it looks there for its execution providers. */
+  const std::string& folder() const { return folder_; }
 
   /** @throws std::runtime_error with the status' message, unless it is null. */
   void check(OrtStatus* status) const;
@@ -33,6 +35,7 @@ class OrtLibrary {
   const OrtApi* api_ = nullptr;
   OrtEnv* env_ = nullptr;
   std::string version_;
+  std::string folder_;
 };
 
 }  // namespace layerweave

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <numeric>
 #include <stdexcept>
@@ -24,63 +23,7 @@ OrtOwned<OrtRunOptions> make_run_options(const OrtLibrary& ort) {
   return {options, ort.api().ReleaseRunOptions};
 }
 
-OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec, OrtSessionOptions* options) {
-  const OrtApi& api = ort.api();
-  // Errors are raised as well as logged, and reported once is enough; TensorScatter warns on every run.
-  ort.check(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL));
-  ort.check(api.SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
-  ort.check(api.SetIntraOpNumThreads(options, spec.threads));
-  ort.check(api.SetInterOpNumThreads(options, 1));
-  // Threads that spin between operators take the cores the event loop needs.
-  ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"));
-  if (!spec.kernels.empty()) ort.check(api.RegisterCustomOpsLibrary_V2(options, spec.kernels.c_str()));
-  OrtSession* session = nullptr;
-  ort.check(api.CreateSession(ort.env(), spec.graph.c_str(), options, &session));
-  return {session, api.ReleaseSession};
-}
-
-OrtOwned<OrtAllocator> make_allocator(const OrtLibrary& ort, const OrtSession* session) {
-  const OrtApi& api = ort.api();
-  OrtMemoryInfo* info = nullptr;
-  ort.check(api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info));
-  const OrtOwned<OrtMemoryInfo> owned_info(info, api.ReleaseMemoryInfo);
-  OrtAllocator* allocator = nullptr;
-  ort.check(api.CreateAllocator(session, info, &allocator));
-  return {allocator, api.ReleaseAllocator};
-}
-
-OrtOwned<OrtIoBinding> make_binding(const OrtLibrary& ort, OrtSession* session) {
-  OrtIoBinding* binding = nullptr;
-  ort.check(ort.api().CreateIoBinding(session, &binding));
-  return {binding, ort.api().ReleaseIoBinding};
-}
-
-/** Binds tensors for one run; a binding left behind would keep them. */
-class Bindings {
- public:
-  Bindings(const OrtLibrary& ort, OrtIoBinding* binding) : ort_(ort), binding_(binding) {}
-  ~Bindings() {
-    ort_.api().ClearBoundInputs(binding_);
-    ort_.api().ClearBoundOutputs(binding_);
-  }
-  Bindings(const Bindings&) = delete;
-  Bindings& operator=(const Bindings&) = delete;
-
-  void input(const std::string& name, const OrtValue* value) { ort_.check(ort_.api().BindInput(binding_, name.c_str(), value)); }
-  void output(const std::string& name, const OrtValue* value) { ort_.check(ort_.api().BindOutput(binding_, name.c_str(), value)); }
-
-  void input(const std::string& name, std::vector<int64_t>& values, const std::vector<int64_t>& shape) {
-    // ONNX Runtime wants an address for a tensor without elements as well.
-    static int64_t nothing;
-    void* data = values.empty() ? &nothing : values.data();
-    const auto value = wrap(ort_, data, values.size() * sizeof(int64_t), shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    input(name, value.get());
-  }
-
- private:
-  const OrtLibrary& ort_;
-  OrtIoBinding* binding_;
-};
+int64_t product(const std::vector<int64_t>& extents) { return std::accumulate(extents.begin(), extents.end(), int64_t{1}, std::multiplies<int64_t>()); }
 
 }  // namespace
 
@@ -88,19 +31,15 @@ Interruption::Interruption(const OrtLibrary& ort)
     : ort_(ort), run_options_(make_run_options(ort)), session_options_(make_session_options(ort)) {}
 
 void Interruption::request() {
+  requested_ = true;
   // Neither can fail with valid options, and there is nothing to do if they did: the run then takes its time.
   for (OrtStatus* status : {ort_.api().RunOptionsSetTerminate(run_options_.get()),
                             ort_.api().SessionOptionsSetLoadCancellationFlag(session_options_.get(), true)})
     ort_.api().ReleaseStatus(status);
 }
 
-Session::Session(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption)
-    : ort_(ort),
-      spec_(std::move(spec)),
-      interruption_(interruption),
-      session_(make_session(ort, spec_, interruption.session_options())),
-      allocator_(make_allocator(ort, session_.get())),
-      binding_(make_binding(ort, session_.get())) {}
+Session::Session(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption, std::unique_ptr<Device> device)
+    : ort_(ort), spec_(std::move(spec)), interruption_(interruption), device_(std::move(device)) {}
 
 State& Session::state_of(StateId id) {
   const auto found = states_.find(id);
@@ -108,11 +47,13 @@ State& Session::state_of(StateId id) {
   return found->second;
 }
 
-SharedTensor Session::make_tensor(std::vector<int64_t> shape) { return std::make_shared<Tensor>(ort_, std::move(shape), tally_); }
+SharedTensor Session::make_tensor(ElementType type, std::vector<int64_t> shape) {
+  return std::make_shared<Tensor>(ort_, *device_, type, std::move(shape), tally_);
+}
 
 StateId Session::create_state(int64_t batch, int64_t capacity) {
   State state{batch, capacity, {}};
-  for (const SlotSpec& spec : spec_.slots) state.slots.push_back({make_tensor(spec.extents(batch, capacity)), nullptr});
+  for (const SlotSpec& spec : spec_.slots) state.slots.push_back({make_tensor(spec.type, spec.extents(batch, capacity)), nullptr});
   states_.emplace(next_state_, std::move(state));
   return next_state_++;
 }
@@ -147,9 +88,9 @@ void Session::make_room(State& state, const std::vector<int64_t>& used, int64_t 
 /** A copy with room for `capacity` positions, of which the first `used[b]` of each row are filled. */
 SharedTensor Session::resized(const SlotSpec& spec, const Tensor& tensor, int64_t capacity, const std::vector<int64_t>& used) {
   const auto batch = static_cast<int64_t>(used.size());
-  SharedTensor copy = make_tensor(spec.extents(batch, capacity));
+  SharedTensor copy = make_tensor(spec.type, spec.extents(batch, capacity));
   for (int64_t row = 0; row < batch; row++)
-    layerweave::copy_row(spec, {tensor.data(), tensor.capacity(spec)}, row, {copy->data(), capacity}, row, used[static_cast<size_t>(row)]);
+    layerweave::copy_row(*device_, spec, {tensor.data(), tensor.capacity(spec)}, row, {copy->data(), capacity}, row, used[static_cast<size_t>(row)]);
   return copy;
 }
 
@@ -159,51 +100,33 @@ Tensor& Session::own(const SlotSpec& spec, Slot& slot, const std::vector<int64_t
   return *slot.current;
 }
 
-std::unique_ptr<float[]> Session::forward(ForwardCall& call, size_t& count) {
-  State& state = state_of(call.state);
+/** The slot's second buffer, for a run that writes there. */
+Tensor& Session::spare(const SlotSpec& spec, Slot& slot) {
+  if (!slot.spare) slot.spare = make_tensor(spec.type, slot.current->shape());
+  return *slot.spare;
+}
+
+Session::Extents Session::extents_of(const State& state, const ForwardCall& call) {
   const auto batch = static_cast<size_t>(state.batch);
   if (call.past_lengths.size() != batch || call.lengths.size() != batch || call.input_ids.empty() || call.input_ids.size() % batch != 0 ||
       call.logit_indices.size() % batch != 0)
     throw std::logic_error("a run must hold B x T token ids, B past lengths, B lengths and B x L logit indices");
-  const auto tokens = static_cast<int64_t>(call.input_ids.size() / batch);
-  const auto wanted = static_cast<int64_t>(call.logit_indices.size() / batch);
-  make_room(state, call.past_lengths, tokens);
-
-  Bindings bindings(ort_, binding_.get());
-  bindings.input(spec_.input_ids, call.input_ids, {state.batch, tokens});
-  bindings.input(spec_.past_lengths, call.past_lengths, {state.batch});
-  bindings.input(spec_.lengths, call.lengths, {state.batch});
-  bindings.input(spec_.logit_indices, call.logit_indices, {state.batch, wanted});
-  for (size_t i = 0; i < state.slots.size(); i++) {
-    const SlotSpec& spec = spec_.slots[i];
-    Slot& slot = state.slots[i];
-    if (!spec.in_place && !slot.spare) slot.spare = make_tensor(slot.current->shape());
-    Tensor& output = spec.in_place ? own(spec, slot, call.past_lengths) : *slot.spare;
-    bindings.input(spec.past, slot.current->value());
-    bindings.output(spec.present, output.value());
-  }
-  count = batch * static_cast<size_t>(wanted * spec_.vocab_size);
-  // One element at least, so that there is an address.
-  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
-  bindings.output(spec_.logits, wrap(ort_, logits.get(), count * sizeof(float), {state.batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
-
-  ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding_.get()));
-
-  for (size_t i = 0; i < state.slots.size(); i++) {
-    if (spec_.slots[i].in_place) continue;
-    Slot& slot = state.slots[i];
-    std::swap(slot.current, slot.spare);
-    if (slot.spare.use_count() > 1) slot.spare = nullptr;
-  }
-  return logits;
+  return {state.batch, static_cast<int64_t>(call.input_ids.size() / batch), static_cast<int64_t>(call.logit_indices.size() / batch)};
 }
 
-std::unique_ptr<float[]> Session::read_state(StateId id, size_t slot, std::vector<int64_t>& shape) {
+std::unique_ptr<float[]> Session::read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape) {
   const State& state = state_of(id);
   const Tensor& tensor = *state.slots.at(slot).current;
-  shape = tensor.shape();
-  std::unique_ptr<float[]> copy(new float[std::max<size_t>(tensor.bytes() / sizeof(float), 1)]);
-  std::memcpy(copy.get(), tensor.data(), tensor.bytes());
+  const SlotSpec& spec = spec_.slots[slot];
+  const int64_t capacity = tensor.capacity(spec);
+  const int64_t read = !spec.grows() || positions < 0 ? capacity : std::min(positions, capacity);
+  shape = spec.extents(state.batch, read);
+  const auto count = static_cast<size_t>(product(shape));
+  const std::unique_ptr<std::byte[]> stored(new std::byte[std::max<size_t>(count * element_bytes(spec.type), 1)]);
+  for (int64_t row = 0; row < state.batch; row++) layerweave::copy_row(*device_, spec, {tensor.data(), capacity}, row, {stored.get(), read}, row, read);
+  device_->wait();
+  std::unique_ptr<float[]> copy(new float[std::max<size_t>(count, 1)]);
+  to_float32(spec.type, stored.get(), copy.get(), count);
   return copy;
 }
 
@@ -211,14 +134,16 @@ void Session::write_state(StateId id, size_t slot, const std::vector<float>& num
   State& state = state_of(id);
   const SlotSpec& spec = spec_.slots.at(slot);
   // As many positions as the numbers make, or all numbers of a slot that doesn't grow.
-  const std::vector<int64_t> one = spec.extents(state.batch, 1);
-  const auto per_position = std::accumulate(one.begin(), one.end(), int64_t{1}, std::multiplies<int64_t>());
+  const int64_t per_position = product(spec.extents(state.batch, 1));
   const auto positions = static_cast<int64_t>(numbers.size()) / per_position;
   if (positions * per_position != static_cast<int64_t>(numbers.size()) || positions > (spec.grows() ? state.capacity : 1) || (!spec.grows() && positions != 1))
     throw std::logic_error("the numbers don't fit the slot");
   Tensor& tensor = own(spec, state.slots[slot], std::vector<int64_t>(static_cast<size_t>(state.batch), 0));
+  std::vector<std::byte> stored(numbers.size() * element_bytes(spec.type));
+  from_float32(spec.type, numbers.data(), stored.data(), numbers.size());
   for (int64_t row = 0; row < state.batch; row++)
-    layerweave::copy_row(spec, {numbers.data(), positions}, row, {tensor.data(), state.capacity}, row, positions);
+    layerweave::copy_row(*device_, spec, {stored.data(), positions}, row, {tensor.data(), state.capacity}, row, positions);
+  device_->wait();
 }
 
 void Session::copy_row(StateId from, int64_t from_row, int64_t positions, StateId to, int64_t to_row) {
@@ -230,21 +155,33 @@ void Session::copy_row(StateId from, int64_t from_row, int64_t positions, StateI
   if (positions > target.capacity) make_room(target, all, positions - target.capacity);
   for (size_t i = 0; i < target.slots.size(); i++) own(spec_.slots[i], target.slots[i], all);
   for (size_t i = 0; i < target.slots.size(); i++)
-    layerweave::copy_row(spec_.slots[i], {source.slots[i].current->data(), source.capacity}, from_row,
+    layerweave::copy_row(*device_, spec_.slots[i], {source.slots[i].current->data(), source.capacity}, from_row,
                          {target.slots[i].current->data(), target.capacity}, to_row, positions);
 }
 
-Memory Session::memory() const {
-  const OrtApi& api = ort_.api();
+ArenaUse arena_use(const OrtLibrary& ort, const OrtAllocator* allocator) {
+  const OrtApi& api = ort.api();
   OrtKeyValuePairs* stats = nullptr;
-  ort_.check(api.AllocatorGetStats(allocator_.get(), &stats));
+  ort.check(api.AllocatorGetStats(allocator, &stats));
   const OrtOwned<OrtKeyValuePairs> owned(stats, api.ReleaseKeyValuePairs);
   const auto stat = [&](const char* key) -> size_t {
     const char* value = api.GetKeyValue(stats, key);
     if (!value) throw std::runtime_error(std::string("ONNX Runtime's allocator does not report ") + key);
     return std::strtoull(value, nullptr, 10);
   };
-  return {stat("InUse"), stat("MaxInUse"), tally_.now, tally_.peak};
+  return {stat("InUse"), stat("MaxInUse")};
+}
+
+OrtOwned<OrtAllocator> session_allocator(const OrtLibrary& ort, const OrtSession* session, const OrtMemoryInfo* info) {
+  OrtAllocator* allocator = nullptr;
+  ort.check(ort.api().CreateAllocator(session, info, &allocator));
+  return {allocator, ort.api().ReleaseAllocator};
+}
+
+OrtOwned<OrtIoBinding> make_binding(const OrtLibrary& ort, OrtSession* session) {
+  OrtIoBinding* binding = nullptr;
+  ort.check(ort.api().CreateIoBinding(session, &binding));
+  return {binding, ort.api().ReleaseIoBinding};
 }
 
 void check_kernels(const OrtLibrary& ort, const std::string& path) {

@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "ort_library.h"
+#include "device.h"
+#include "element.h"
 
 namespace layerweave {
 
@@ -18,6 +19,7 @@ constexpr int64_t kCapacity = -2;
 struct SlotSpec {
   std::string past;
   std::string present;
+  ElementType type;
   /** Extents, kBatch or kCapacity. */
   std::vector<int64_t> shape;
   /** Past and present are one buffer: what a run writes there lies beyond the positions that count. */
@@ -33,16 +35,16 @@ struct Tally {
   size_t peak = 0;
 };
 
-/** A zeroed float32 tensor of ours, aligned to a cache line, that ONNX Runtime reads and writes where it is. */
+/** A zeroed tensor of ours that ONNX Runtime reads and writes where it is. */
 class Tensor {
  public:
   /** @throws std::runtime_error when there is no memory */
-  Tensor(const OrtLibrary& ort, std::vector<int64_t> shape, Tally& tally);
+  Tensor(const OrtLibrary& ort, Device& device, ElementType type, std::vector<int64_t> shape, Tally& tally);
   ~Tensor();
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
 
-  float* data() const { return data_; }
+  std::byte* data() const { return memory_.data(); }
   size_t bytes() const { return bytes_; }
   const std::vector<int64_t>& shape() const { return shape_; }
   const OrtValue* value() const { return value_.get(); }
@@ -53,8 +55,7 @@ class Tensor {
   std::vector<int64_t> shape_;
   size_t bytes_;
   Tally& tally_;
-  std::unique_ptr<void, void (*)(void*)> allocation_;
-  float* data_;
+  DeviceMemory memory_;
   OrtOwned<OrtValue> value_;
 };
 
@@ -63,7 +64,7 @@ using SharedTensor = std::shared_ptr<Tensor>;
 
 struct Slot {
   SharedTensor current;
-  /** For a slot that isn't updated in place: what the next run writes, so that no run allocates state. */
+  /** For a slot that isn't updated in place: what a run writes, so that no run allocates state. */
   SharedTensor spare;
 };
 
@@ -75,17 +76,13 @@ struct State {
 };
 
 /** The numbers of one slot for a batch of rows, with room for `capacity` positions where the slot grows per token. */
-template <typename Number>
+template <typename Byte>
 struct Rows {
-  Number* data;
+  Byte* data;
   int64_t capacity;
 };
 
 /** Copies one row to another: of a buffer that grows the first `positions`, of one that doesn't all. */
-void copy_row(const SlotSpec& spec, Rows<const float> from, int64_t from_row, Rows<float> to, int64_t to_row, int64_t positions);
-
-/** A tensor over memory that the caller keeps for as long as the result lives. */
-OrtOwned<OrtValue> wrap(const OrtLibrary& ort, void* data, size_t bytes, const std::vector<int64_t>& shape,
-                        ONNXTensorElementDataType type);
+void copy_row(Device& device, const SlotSpec& spec, Rows<const std::byte> from, int64_t from_row, Rows<std::byte> to, int64_t to_row, int64_t positions);
 
 }  // namespace layerweave

@@ -1,0 +1,105 @@
+#pragma once
+
+#include "bindings.h"
+#include "device_weights.h"
+#include "session.h"
+
+namespace layerweave {
+
+/**
+ * A session on ONNX Runtime's CUDA provider. State keeps its addresses, so that a step of one token can be captured once
+ * and repeated: a run computes recurrent state into second buffers, which are copied back when it has succeeded; a
+ * captured step updates it where it is.
+ */
+class CudaSession : public Session {
+ public:
+  CudaSession(const OrtLibrary& ort, const CudaLibrary& cuda, SessionSpec spec, Interruption& interruption);
+  ~CudaSession() override;
+
+  void release_state(StateId id) override;
+  std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
+  Memory memory() const override;
+
+ private:
+  /** What a run takes and gives, on the card and page-locked on the host; the same addresses for as long as nothing larger is asked for. */
+  class Exchange {
+   public:
+    explicit Exchange(CudaDevice& device) : device_(device) {}
+
+    void fit(const Extents& extents, int64_t vocab_size);
+    /** Sends a call's numbers to the card, in one copy. */
+    void send(const ForwardCall& call);
+    /** Brings `count` logits back, and waits for everything before. */
+    std::unique_ptr<float[]> receive(size_t count);
+    void bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const;
+
+   private:
+    struct Buffer {
+      size_t bytes = 0;
+      PinnedMemory host;
+      std::unique_ptr<DeviceMemory> card;
+      void fit(CudaDevice& device, size_t wanted);
+    };
+    /** Where each input begins in the one buffer: ids, past lengths, lengths, logit indices. */
+    struct Offsets {
+      size_t past_lengths;
+      size_t lengths;
+      size_t logit_indices;
+      size_t end;
+    };
+    static Offsets offsets_of(const Extents& extents);
+
+    CudaDevice& device_;
+    Buffer inputs_;
+    Buffer logits_;
+    Offsets offsets_{};
+  };
+
+  /** A graph that ONNX Runtime captured and holds under a number. */
+  class CapturedGraph {
+   public:
+    CapturedGraph(const OrtLibrary& ort, OrtSession* session, int number) : ort_(ort), session_(session), number_(number) {}
+    ~CapturedGraph();
+    CapturedGraph(const CapturedGraph&) = delete;
+    CapturedGraph& operator=(const CapturedGraph&) = delete;
+    int number() const { return number_; }
+
+   private:
+    const OrtLibrary& ort_;
+    OrtSession* session_;
+    int number_;
+  };
+
+  /** How a state takes single tokens: the steps so far and, after some, the graph that repeats them. */
+  struct Stepping {
+    Stepping(const OrtLibrary& ort, OrtSession* session, CudaDevice& device) : binding(make_binding(ort, session)), bindings(ort, binding.get()), exchange(device) {}
+
+    /** Addresses of the state that the graph was captured for. */
+    std::vector<const void*> addresses;
+    int steps = 0;
+    OrtOwned<OrtIoBinding> binding;
+    Bindings bindings;
+    Exchange exchange;
+    std::unique_ptr<CapturedGraph> graph;
+  };
+
+  std::unique_ptr<float[]> run_once(State& state, const ForwardCall& call, const Extents& extents);
+  std::unique_ptr<float[]> step(State& state, const ForwardCall& call, const Extents& extents);
+  void capture(State& state, Stepping& stepping);
+  void run(OrtIoBinding* binding, int graph);
+  void wait_quietly() noexcept;
+
+  CudaDevice& cuda_;
+  size_t used_before_;
+  std::unique_ptr<DeviceWeights> weights_;
+  OrtOwned<OrtSession> session_;
+  OrtOwned<OrtAllocator> allocator_;
+  OrtOwned<OrtIoBinding> binding_;
+  Exchange exchange_;
+  int next_graph_ = 1;
+  /** The graph number that the run options name. */
+  int current_graph_ = 0;
+  std::map<StateId, Stepping> stepping_;
+};
+
+}  // namespace layerweave

@@ -1,0 +1,86 @@
+#include "host_session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "bindings.h"
+
+namespace layerweave {
+
+namespace {
+
+OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec, OrtSessionOptions* options) {
+  const OrtApi& api = ort.api();
+  // Errors are raised as well as logged, and reported once is enough; TensorScatter warns on every run.
+  ort.check(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL));
+  ort.check(api.SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
+  ort.check(api.SetIntraOpNumThreads(options, spec.threads));
+  ort.check(api.SetInterOpNumThreads(options, 1));
+  // Threads that spin between operators take the cores the event loop needs.
+  ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"));
+  if (!spec.kernels.empty()) ort.check(api.RegisterCustomOpsLibrary_V2(options, spec.kernels.c_str()));
+  OrtSession* session = nullptr;
+  ort.check(api.CreateSession(ort.env(), spec.graph.c_str(), options, &session));
+  return {session, api.ReleaseSession};
+}
+
+OrtOwned<OrtAllocator> cpu_arena(const OrtLibrary& ort, const OrtSession* session) {
+  OrtMemoryInfo* info = nullptr;
+  ort.check(ort.api().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info));
+  const OrtOwned<OrtMemoryInfo> owned(info, ort.api().ReleaseMemoryInfo);
+  return session_allocator(ort, session, info);
+}
+
+}  // namespace
+
+HostSession::HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption)
+    : Session(ort, std::move(spec), interruption, std::make_unique<HostDevice>(ort)),
+      session_(make_session(ort, spec_, interruption.session_options())),
+      allocator_(cpu_arena(ort, session_.get())),
+      binding_(make_binding(ort, session_.get())) {}
+
+std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) {
+  State& state = state_of(call.state);
+  const auto [batch, tokens, wanted] = extents_of(state, call);
+  make_room(state, call.past_lengths, tokens);
+
+  Bindings bindings(ort_, binding_.get());
+  const auto input = [&](const std::string& name, std::vector<int64_t>& values, const std::vector<int64_t>& shape) {
+    // ONNX Runtime wants an address for a tensor without elements as well.
+    static int64_t nothing;
+    void* data = values.empty() ? &nothing : values.data();
+    bindings.input(name, wrap(ort_, *device_, data, values.size() * sizeof(int64_t), shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64).get());
+  };
+  input(spec_.input_ids, call.input_ids, {batch, tokens});
+  input(spec_.past_lengths, call.past_lengths, {batch});
+  input(spec_.lengths, call.lengths, {batch});
+  input(spec_.logit_indices, call.logit_indices, {batch, wanted});
+  for (size_t i = 0; i < state.slots.size(); i++) {
+    const SlotSpec& spec = spec_.slots[i];
+    Slot& slot = state.slots[i];
+    Tensor& output = spec.in_place ? own(spec, slot, call.past_lengths) : spare(spec, slot);
+    bindings.input(spec.past, slot.current->value());
+    bindings.output(spec.present, output.value());
+  }
+  count = static_cast<size_t>(batch * wanted * spec_.vocab_size);
+  // One element at least, so that there is an address.
+  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
+  bindings.output(spec_.logits, wrap(ort_, *device_, logits.get(), count * sizeof(float), {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
+
+  ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding_.get()));
+
+  for (size_t i = 0; i < state.slots.size(); i++) {
+    if (spec_.slots[i].in_place) continue;
+    Slot& slot = state.slots[i];
+    std::swap(slot.current, slot.spare);
+    if (slot.spare.use_count() > 1) slot.spare = nullptr;
+  }
+  return logits;
+}
+
+Memory HostSession::memory() const {
+  const auto [now, peak] = arena_use(ort_, allocator_.get());
+  return {now, peak, tally_.now, tally_.peak, nullptr};
+}
+
+}  // namespace layerweave

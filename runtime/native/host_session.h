@@ -1,0 +1,22 @@
+#pragma once
+
+#include "session.h"
+
+namespace layerweave {
+
+/** A session on ONNX Runtime's CPU provider. */
+class HostSession : public Session {
+ public:
+  HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption);
+
+  /** A slot that isn't updated in place is computed into its second buffer, and the two change roles only once the run has succeeded. */
+  std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
+  Memory memory() const override;
+
+ private:
+  OrtOwned<OrtSession> session_;
+  OrtOwned<OrtAllocator> allocator_;
+  OrtOwned<OrtIoBinding> binding_;
+};
+
+}  // namespace layerweave

@@ -1,0 +1,16 @@
+// Compiles the models that the tests on a card run, for CUDA in both element types.
+//   node test/gpu/compile-models.mjs [folder]      default: build/gpu-models
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { checkedLayout, compile, importCheckpoint, targetNamed } from "layerweave/compiler";
+
+const root = join(import.meta.dirname, "..", "..");
+const into = process.argv[2] ?? join(root, "build", "gpu-models");
+const fixtures = ["jamba-block", "jamba-two-blocks", "jamba-dense", "mixtral", "llama", "mistral-swa", "mamba", "falcon-mamba"].map((name) => [name, join(root, "test", "fixtures", "hf", name)]);
+
+await rm(into, { recursive: true, force: true });
+for (const [name, source] of [...fixtures, ["tiny-jamba", join(root, "examples", "tiny-jamba")]]) {
+  const checkpoint = await importCheckpoint(source);
+  for (const dtype of ["bfloat16", "float16"])
+    await compile(checkedLayout(checkpoint.spec), { out: join(into, `${name}-${dtype}`), weights: { from: "checkpoint", checkpoint }, target: targetNamed("cuda", dtype), dtype });
+}

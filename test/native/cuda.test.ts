@@ -1,0 +1,247 @@
+// What of the CUDA backend shows without a card: which folder runs where, what is said when something is missing, and how
+// 16-bit state crosses over. Drivers and libraries are stood in for by ones written here. The rest is in test/gpu.
+import { execFileSync } from "node:child_process";
+import { mkdir, readFile, symlink, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { afterAll, describe, expect, test } from "vitest";
+import type { Manifest } from "#dist/core/manifest.js";
+import { loadNativeRuntime, type AddonSessionOptions } from "#dist/runtime/backends/native-addon.js";
+import { load } from "#dist/runtime/index.js";
+import { rejection } from "../runtime/diagnostics.js";
+import { fakeModel, removeFakes } from "../runtime/fake-model.js";
+import { noNative } from "../support/backends.js";
+import { temporaryFolder } from "../support/folders.js";
+import { runScript } from "./scripts.js";
+
+const out = await temporaryFolder();
+afterAll(removeFakes);
+
+async function folderForCuda(): Promise<string> {
+  const folder = await fakeModel();
+  const path = join(folder, "manifest.json");
+  const manifest = JSON.parse(await readFile(path, "utf8")) as Manifest;
+  await writeFile(path, JSON.stringify({ ...manifest, target: "cuda" }));
+  return folder;
+}
+
+test.each([
+  ["a portable folder on a card", fakeModel, { device: "cuda:0" }, "runtime/wrong-target", /compiled for the CPU, so it can't be run on cuda:0/],
+  ["a CUDA folder on the CPU", folderForCuda, { device: "cpu" }, "runtime/wrong-target", /compiled for CUDA, so it can't be run on cpu/],
+  ["a CUDA folder by the portable backend", folderForCuda, { backend: "portable" }, "runtime/wrong-target", /can't be run on the portable backend/],
+  ["a CUDA folder by the native backend", folderForCuda, { backend: "native", device: "cuda:1" }, "runtime/wrong-target", /can't be run on the native backend on cuda:1/],
+  ["a device of no such name", fakeModel, { device: "gpu" }, "runtime/bad-option", /device must be cpu, or cuda:0 and so on, not gpu/],
+] as const)("%s is refused", async (_, folder, options, code, message) => {
+  expect(await rejection(load(await folder(), options))).toMatchObject([{ code, message: expect.stringMatching(message) }]);
+});
+
+/** Libraries that answer as CUDA's do, where memory of the card is the system's. */
+const standIns = {
+  "libcuda.so.1": `
+    #include <stdlib.h>
+    #include <string.h>
+    static int cards(void) { return atoi(getenv("STAND_IN_CARDS")); }
+    int cuInit(unsigned flags) { (void)flags; return cards() == 0 ? 100 : cards() < 0 ? 3 : 0; }
+    int cuDeviceGetCount(int* count) { *count = cards(); return 0; }
+    int cuDeviceGetName(char* name, int size, int card) { strncpy(name, card ? "Stand-in B" : "Stand-in A", size); return 0; }
+    int cuDeviceTotalMem_v2(size_t* bytes, int card) { (void)card; *bytes = (size_t)64 << 30; return 0; }
+    int cuDeviceGetAttribute(int* value, int attribute, int card) { (void)card; *value = attribute == 75 ? 9 : 0; return 0; }
+    int cuGetErrorName(int status, const char** name) { (void)status; *name = "CUDA_ERROR_NOT_INITIALIZED"; return 0; }`,
+  "libcudart.so.13": `
+    #include <stdlib.h>
+    #include <string.h>
+    typedef void* stream;
+    int cudaSetDevice(int card) { (void)card; return 0; }
+    int cudaMalloc(void** memory, size_t bytes) { *memory = malloc(bytes); return *memory ? 0 : 2; }
+    int cudaFree(void* memory) { free(memory); return 0; }
+    int cudaMemsetAsync(void* to, int value, size_t bytes, stream s) { (void)s; memset(to, value, bytes); return 0; }
+    int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int kind, stream s) { (void)kind; (void)s; memcpy(to, from, bytes); return 0; }
+    int cudaMemcpy2DAsync(void* to, size_t tp, const void* from, size_t fp, size_t w, size_t h, int k, stream s)
+      { (void)k; (void)s; for (size_t i = 0; i < h; i++) memcpy((char*)to + i * tp, (const char*)from + i * fp, w); return 0; }
+    int cudaStreamCreateWithFlags(stream* s, unsigned flags) { (void)flags; *s = malloc(1); return 0; }
+    int cudaStreamDestroy(stream s) { free(s); return 0; }
+    int cudaStreamSynchronize(stream s) { (void)s; return 0; }
+    int cudaGetLastError(void) { return 0; }
+    const char* cudaGetErrorName(int status) { return status == 2 ? "cudaErrorMemoryAllocation" : "cudaErrorUnknown"; }
+    const char* cudaGetErrorString(int status) { (void)status; return "in words"; }
+    int cudaMemGetInfo(size_t* free, size_t* total) { const char* f = getenv("STAND_IN_FREE"); *free = f ? strtoull(f, 0, 10) : (size_t)60 << 30; *total = (size_t)64 << 30; return 0; }
+    int cudaHostAlloc(void** memory, size_t bytes, unsigned flags) { (void)flags; *memory = malloc(bytes); return 0; }
+    int cudaFreeHost(void* memory) { free(memory); return 0; }`,
+  "libcublasLt.so.13": "int cublas_lt;",
+  "libcublas.so.13": "int cublas;",
+  "libcurand.so.10": "int curand;",
+  "libonnxruntime_providers_shared.so": "int shared;",
+  "libonnxruntime_providers_cuda.so": `const char provider_release[] = "1.29.0";`,
+  "liblayerweave_ops_cuda.so": `void* RegisterCustomOps(void* options, const void* base) { (void)options; (void)base; return 0; }`,
+};
+type StandIn = keyof typeof standIns;
+
+const libraries = new Map<string, string>();
+
+/** The file of a library made from C, once. */
+async function built(library: StandIn, source: string): Promise<string> {
+  const known = libraries.get(source);
+  if (known !== undefined) return known;
+  const file = join(out, `built-${libraries.size}`);
+  libraries.set(source, file);
+  await writeFile(`${file}.c`, source);
+  execFileSync("cc", ["-shared", "-fPIC", `-Wl,-soname,${library}`, "-o", file, `${file}.c`]);
+  return file;
+}
+
+/** A folder with some of the stand-ins, ONNX Runtime and the addon, and the environment in which a process takes them. */
+async function machine(name: string, libraries: readonly StandIn[], sources: Partial<Record<StandIn, string>> = {}): Promise<Readonly<Record<string, string>>> {
+  const runtime = loadNativeRuntime();
+  if ("reason" in runtime) throw new Error(runtime.reason);
+  const folder = join(out, name);
+  await mkdir(folder);
+  await symlink(runtime.library, join(folder, "libonnxruntime.so.1"));
+  await symlink(join(dirname(runtime.cudaKernels), "layerweave_native.node"), join(folder, "layerweave_native.node"));
+  for (const library of libraries) await symlink(await built(library, sources[library] ?? standIns[library]), join(folder, library));
+  return { LD_LIBRARY_PATH: folder, LAYERWEAVE_ORT_DIR: folder, LAYERWEAVE_NATIVE_DIR: folder, STAND_IN_CARDS: "2" };
+}
+
+const all = Object.keys(standIns) as StandIn[];
+const without = (...left: StandIn[]): StandIn[] => all.filter((library) => !left.includes(library));
+
+describe.skipIf(noNative !== undefined)("what is missing is named, with the fix", () => {
+  // Where CUDA is installed its libraries would be found beside those that a test leaves out.
+  test.each<[string, StandIn[], Readonly<Record<string, string>>, string, RegExp]>([
+    ["no driver", without("libcuda.so.1"), {}, "runtime/cuda-no-driver", /libcuda\.so\.1/],
+    ["a driver that does not start", all, { STAND_IN_CARDS: "-1" }, "runtime/cuda-no-driver", /cuInit says CUDA_ERROR_NOT_INITIALIZED/],
+    ["no card at all", all, { STAND_IN_CARDS: "0" }, "runtime/cuda-no-device", /the driver offers none/],
+    ["not the card", all, { device: "cuda:2" }, "runtime/cuda-no-device", /no card cuda:2; the driver offers cuda:0 \(Stand-in A\), cuda:1 \(Stand-in B\)/],
+    ["no cuRAND", without("libcurand.so.10"), {}, "runtime/cuda-no-libraries", /libcurand\.so\.10/],
+    ["no provider", without("libonnxruntime_providers_cuda.so"), {}, "runtime/cuda-no-provider", /libonnxruntime_providers_cuda\.so is not in/],
+    ["not the provider's other half", without("libonnxruntime_providers_shared.so"), {}, "runtime/cuda-no-provider", /libonnxruntime_providers_shared\.so is not in/],
+    ["no kernels", without("liblayerweave_ops_cuda.so"), {}, "runtime/cuda-no-kernels", /liblayerweave_ops_cuda\.so can't be used: it is not there/],
+    ["too little memory", all, { STAND_IN_FREE: "1000" }, "plan/over-budget", /more than the budget of 1\.00 KB/],
+  ])("%s", async (name, libraries, { device = "cuda:0", ...environment }, code, message) => {
+    const folder = JSON.stringify(await folderForCuda());
+    const { stdout, stderr } = await runScript(
+      `const [problem] = await load(${folder}, { device: "${device}" }).then(() => [{}], (error) => error.diagnostics ?? [{ code: String(error) }]); console.log(JSON.stringify(problem));`,
+      { ...(await machine(name, libraries)), ...environment },
+    );
+    expect(stderr).toBe("");
+    expect(JSON.parse(stdout)).toMatchObject({ code, message: expect.stringMatching(message), help: expect.stringMatching(/./) });
+  });
+
+  test("a provider of another release, kernels that are none", async () => {
+    const folder = JSON.stringify(await folderForCuda());
+    const script = `const [problem] = await load(${folder}).then(() => [{}], (error) => error.diagnostics); console.log(JSON.stringify(problem));`;
+    const provider = await machine("release", all, { "libonnxruntime_providers_cuda.so": `const char provider_release[] = "1.30.0";` });
+    expect(JSON.parse((await runScript(script, provider)).stdout)).toMatchObject({ code: "runtime/cuda-other-provider", message: expect.stringMatching(/is not of release 1\.29\.0/) });
+    const kernels = await machine("symbol", all, { "liblayerweave_ops_cuda.so": "int unrelated;" });
+    expect(JSON.parse((await runScript(script, kernels)).stdout)).toMatchObject({ code: "runtime/cuda-no-kernels", message: expect.stringMatching(/RegisterCustomOps/) });
+  });
+});
+
+describe.skipIf(noNative !== undefined)("weights on their way to a card", () => {
+  const script = (folder: string): string => `
+    const seen = [];
+    const [problem] = await load(${JSON.stringify(folder)}, { onProgress: (loaded, total) => seen.push([loaded, total]) }).then(() => [{}], (error) => error.diagnostics);
+    console.log(JSON.stringify({ problem, seen }));`;
+
+  test("are read whole and reported; then it is ONNX Runtime that finds no provider in the stand-in", async () => {
+    const folder = await folderForCuda();
+    const { weights } = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8")) as Manifest;
+    const bytes = weights.reduce((n, w) => n + w.bytes, 0);
+    const { stdout, stderr, status } = await runScript(script(folder), await machine("weights", all));
+    expect({ stderr, status }).toEqual({ stderr: "", status: 0 });
+    const { problem, seen } = JSON.parse(stdout) as { problem: { code: string; message: string }; seen: [number, number][] };
+    expect(problem.code).toBe("runtime/load-failed");
+    expect(problem.message).toMatch(/provider/i);
+    expect(seen.at(-1)).toEqual([bytes, bytes]);
+    expect(seen.map(([loaded]) => loaded)).toEqual(seen.map(([loaded]) => loaded).toSorted((a, b) => a - b));
+  });
+});
+
+describe.skipIf(noNative !== undefined)("16-bit state", () => {
+  /** The number of a pattern of 16 bits. */
+  const decode = { bfloat16: (bits: number) => new Float32Array(Uint32Array.of(bits << 16).buffer)[0] as number, float16: half };
+  function half(bits: number): number {
+    const [sign, exponent, mantissa] = [bits & 0x8000 ? -1 : 1, (bits >> 10) & 31, bits & 1023];
+    if (exponent === 31) return mantissa ? NaN : sign * Infinity;
+    return sign * (exponent ? 2 ** (exponent - 15) * (1 + mantissa / 1024) : mantissa * 2 ** -24);
+  }
+  const patterns = Array.from({ length: 65536 }, (_, bits) => bits);
+
+  async function slot(dtype: "bfloat16" | "float16", length: number) {
+    const runtime = loadNativeRuntime();
+    if ("reason" in runtime) throw new Error(runtime.reason);
+    const folder = await fakeModel();
+    const { graph, inputs, outputs } = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8")) as Manifest;
+    const options: AddonSessionOptions = {
+      library: runtime.library,
+      graph: join(folder, graph.file),
+      kernels: "",
+      threads: 1,
+      vocabSize: 259,
+      contextLength: 0,
+      inputIds: inputs.inputIds.name,
+      pastLengths: inputs.pastLengths.name,
+      lengths: inputs.lengths.name,
+      logitIndices: inputs.logitIndices.name,
+      logits: outputs.logits.name,
+      state: [{ past: "p", present: "q", dtype, shape: ["B", length, "S", 2], inPlace: true }],
+    };
+    const session = await runtime.addon.openSession(options);
+    const state = await session.createState(1, 4);
+    return { session, state };
+  }
+
+  test.each(["bfloat16", "float16"] as const)("%s crosses over and back bit for bit, whatever its bits", async (dtype) => {
+    const { session, state } = await slot(dtype, 32768);
+    const numbers = Float32Array.from(patterns, decode[dtype]);
+    // Any NaN does for one that is compared as bits afterwards.
+    await session.writeState(state, 0, numbers);
+    const once = await session.readState(state, 0, 1);
+    expect(once.shape).toEqual([1, 32768, 1, 2]);
+    expect(once.data).toEqual(numbers);
+    await session.writeState(state, 0, once.data);
+    const twice = await session.readState(state, 0, 1);
+    expect(Buffer.from(twice.data.buffer)).toEqual(Buffer.from(once.data.buffer));
+    expect((await session.readState(state, 0)).shape).toEqual([1, 32768, 4, 2]);
+    await session.close();
+  });
+
+  test.each(["bfloat16", "float16"] as const)("%s takes the nearest number, and of two the even one", async (dtype) => {
+    // Neighbours' bits follow each other, so half way between them lies what has to be decided.
+    const last = dtype === "bfloat16" ? 0x7f80 : 0x7c00;
+    const given: number[] = [];
+    const expected: number[] = [];
+    for (let bits = 0; bits + 1 < last; bits++) {
+      const [low, high] = [decode[dtype](bits), decode[dtype](bits + 1)];
+      const middle = low / 2 + high / 2;
+      if (Math.fround(middle) !== middle) continue;
+      given.push(middle, -middle, Math.fround(low + (high - low) * 0.25), Math.fround(low + (high - low) * 0.75));
+      const even = bits % 2 === 0 ? low : high;
+      expected.push(even, -even, low, high);
+    }
+    given.push(3.4e38, -3.4e38);
+    expected.push(...(dtype === "float16" ? [Infinity, -Infinity] : [decode.bfloat16(0x7f80), decode.bfloat16(0xff80)]));
+    // Two to a position.
+    if (given.length % 2 === 1) {
+      given.push(0);
+      expected.push(0);
+    }
+    const { session, state } = await slot(dtype, given.length / 2);
+    await session.writeState(state, 0, Float32Array.from(given));
+    const { data } = await session.readState(state, 0, 1);
+    expect(data.findIndex((value, i) => value !== expected[i])).toBe(-1);
+    await session.close();
+  });
+});
+
+test.skipIf(noNative !== undefined)("weights that end early are an error and not a wait", async () => {
+  const folder = await folderForCuda();
+  const path = join(folder, "manifest.json");
+  const manifest = JSON.parse(await readFile(path, "utf8")) as Manifest;
+  // As if the file shrank after it was checked: a weight that claims more than there is.
+  const weights = manifest.weights.map((w, i) => (i === 0 ? { ...w, bytes: w.bytes + 1e6 } : w));
+  await writeFile(path, JSON.stringify({ ...manifest, weights }));
+  const { stdout } = await runScript(
+    `const [problem] = await load(${JSON.stringify(folder)}).then(() => [{}], (error) => error.diagnostics); console.log(JSON.stringify(problem));`,
+    await machine("short", all),
+  );
+  expect(JSON.parse(stdout)).toMatchObject({ code: "runtime/load-failed", message: expect.stringMatching(/ends before its weights do/) });
+});
