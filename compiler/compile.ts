@@ -18,9 +18,10 @@ import { profileLayout } from "./passes/profile-model.js";
 import { portable } from "./targets/portable.js";
 import type { Target } from "./targets/target.js";
 import { type Binding, bindCheckpoint } from "./weights/bind.js";
-import { convertChunks } from "./weights/convert.js";
-import { quantizeRows } from "./weights/quantize.js";
-import { initialize } from "./weights/random.js";
+import { convertedParts } from "./weights/convert.js";
+import type { ElementSource } from "./weights/elements.js";
+import { PartMakers, workersFor } from "./weights/part-makers.js";
+import { quantizedParts } from "./weights/quantize.js";
 import { type Checkpoint, openSafetensors } from "./weights/safetensors.js";
 import { isSystemError } from "./weights/system-errors.js";
 import { linkOrCopy, planSafetensors, type WrittenTensor, writeSafetensors } from "./weights/write.js";
@@ -41,6 +42,8 @@ export interface CompileOptions {
   /** What is stored as int8 with a float32 scale per output channel, whatever `dtype` says. Default: none. */
   readonly quantize?: Quantization;
   readonly target?: Target;
+  /** Worker threads that convert, quantise and initialise weights. Default: one per core, none where there is little to do. */
+  readonly workers?: number;
   /** File the layout was written in: calls in it are recorded as the nodes' origins, as `file:line:column`. */
   readonly layoutFile?: string;
   readonly trace?: Trace;
@@ -160,10 +163,11 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
     .map((p) => {
       const dtype = storage(p);
       const data = () => {
-        if (dtype !== "int8") return contents(p, dtype, source, open);
+        const elements = elementsOf(p, source, open);
+        if (dtype !== "int8") return convertedParts(elements, countOf(p.shape), dtype);
         const ofRows = new Float32Array(p.shape[0] ?? 0);
         scales.set(p.name, ofRows);
-        return quantizeRows({ name: p.name, shape: p.shape, chunks: contents(p, "float32", source, open) }, ofRows);
+        return quantizedParts(elements, p.name, p.shape, ofRows);
       };
       return { name: p.name, dtype, shape: p.shape, bytes: bytesOf(p.shape, dtype), data };
     });
@@ -215,7 +219,7 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
       invariant(weight, `${name} has no place`);
       return weight;
     },
-    write: async (into, { onProgress, signal }) => {
+    write: async (into, { onProgress, signal, workers = workersFor(own.reduce((sum, { shape }) => sum + countOf(shape), 0)) }) => {
       if (source.from === "none") return [];
       const files: Manifest["files"] = [];
       for (const file of open?.checkpoint.files ?? []) {
@@ -226,8 +230,9 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
       }
       const total = ownFiles.reduce((sum, { plan }) => sum + plan.fileBytes, 0);
       let before = 0;
+      await using makers = new PartMakers(workers);
       for (const { file, tensors } of ownFiles) {
-        const written = await writeSafetensors(join(into, file), tensors, (done) => {
+        const written = await writeSafetensors(join(into, file), tensors, makers, (done) => {
           signal?.throwIfAborted();
           onProgress?.({ written: before + done, total });
         });
@@ -239,17 +244,18 @@ function planFiles(parameters: readonly Parameter[], source: WeightSource, stora
   };
 }
 
-const bytesOf = (shape: readonly number[], dtype: Dtype) => shape.reduce((a, b) => a * b, bytesPerElement[dtype]);
+const countOf = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
+const bytesOf = (shape: readonly number[], dtype: Dtype) => countOf(shape) * bytesPerElement[dtype];
 
-function contents(parameter: Parameter, dtype: StorageDtype, source: WeightSource, open: OpenCheckpoint | undefined): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
-  const bound = open?.binding.tensors.get(parameter.name);
-  if (open && bound) {
-    const size = bytesPerElement[bound.dtype];
-    const range = bound.slice ? { start: bound.slice.start * size, length: bound.slice.length * size } : undefined;
-    return convertChunks(open.checkpoint.readChunks(bound.tensor, range), bound.dtype, dtype);
+function elementsOf({ name, shape, init }: Parameter, source: WeightSource, open: OpenCheckpoint | undefined): ElementSource {
+  const bound = open?.binding.tensors.get(name);
+  if (bound) {
+    const file = open?.checkpoint.files.find(({ file }) => file === bound.tensor.file);
+    invariant(file, `${name} is in no file of the checkpoint`);
+    return { from: "file", path: file.path, offset: bound.offset, dtype: bound.dtype };
   }
-  invariant(source.from === "random", `${parameter.name} has no source`);
-  return initialize({ name: parameter.name, dtype, shape: parameter.shape, initializer: parameter.init }, source.seed);
+  invariant(source.from === "random", `${name} has no source`);
+  return { from: "initializer", tensor: { name, shape, initializer: init }, seed: source.seed };
 }
 
 /** Builds the folder under a temporary name beside its own, and puts it in place when it is whole. */

@@ -1,43 +1,56 @@
 import { invariant } from "../../core/diagnostics.js";
 import { bytesPerElement, type StorageDtype } from "../../core/dtype.js";
+import type { Elements, ElementSource } from "./elements.js";
+import { type Part, pieceElements } from "./pieces.js";
 
 // Typed arrays have the byte order of the machine; every platform that ONNX Runtime ships for is little-endian, as safetensors is.
 
+/** Elements that are converted at a time: what they are in between stays in the cache. */
+const blockElements = 1 << 14;
+
 /**
- * Elements of `bytes` in another storage dtype, rounded to nearest even where it is narrower. Values beyond float16 become
- * infinite, NaN stays NaN (quiet, with its sign), subnormals are kept. The result may share memory with `bytes` when the dtypes are equal.
+ * Writes elements to `into` in another storage dtype, rounded to nearest even where it is narrower. Values beyond float16 become
+ * infinite, NaN stays NaN (quiet, with its sign), subnormals are kept. `into` is aligned to its elements.
  */
-export function convertElements(bytes: Uint8Array, from: StorageDtype, to: StorageDtype): Uint8Array {
-  if (from === to) return bytes;
-  const wide = toFloat32(bytes, from);
-  if (to === "float32") return new Uint8Array(wide.buffer, wide.byteOffset, wide.byteLength);
-  const bits = new Int32Array(wide.buffer, wide.byteOffset, wide.length);
-  const narrow = new Uint16Array(bits.length);
-  if (to === "bfloat16") narrowToBfloat16(bits, narrow);
-  else narrowToFloat16(bits, narrow);
-  return new Uint8Array(narrow.buffer);
+export function convertElements({ dtype: from, bytes }: Elements, to: StorageDtype, into: Uint8Array): void {
+  if (from === to) return into.set(bytes);
+  if (to === "float32") return widen({ dtype: from, bytes }, new Float32Array(into.buffer, into.byteOffset, into.length / 4));
+  const narrow = new Uint16Array(into.buffer, into.byteOffset, into.length / 2);
+  const block = new Float32Array(Math.min(blockElements, narrow.length));
+  const bits = new Int32Array(block.buffer);
+  const size = bytesPerElement[from];
+  for (let at = 0; at < narrow.length; at += block.length) {
+    const out = narrow.subarray(at, at + block.length);
+    widen({ dtype: from, bytes: bytes.subarray(at * size, (at + out.length) * size) }, block.subarray(0, out.length));
+    if (to === "bfloat16") narrowToBfloat16(bits, out);
+    else narrowToFloat16(bits, out);
+  }
 }
 
-/** `convertElements` chunk by chunk; each chunk holds whole elements. */
-export async function* convertChunks(chunks: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, from: StorageDtype, to: StorageDtype): AsyncGenerator<Uint8Array, void, undefined> {
-  for await (const chunk of chunks) yield convertElements(chunk, from, to);
-}
-
-/** Elements as float32, exactly (every float16 and bfloat16 value is one). May share memory with `bytes` when they are float32 already. */
-export function toFloat32(bytes: Uint8Array, dtype: StorageDtype): Float32Array {
+/** Writes elements to `wide` as float32, exactly: every float16 and bfloat16 value is one. */
+export function widen({ dtype, bytes }: Elements, wide: Float32Array): void {
   const size = bytesPerElement[dtype];
-  invariant(bytes.length % size === 0, () => `${bytes.length} bytes hold no whole number of ${dtype} elements`);
+  invariant(bytes.length === wide.length * size, () => `${bytes.length} bytes are not ${wide.length} elements of ${dtype}`);
   const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
-  if (dtype === "float32") return new Float32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
-  const narrow = new Uint16Array(aligned.buffer, aligned.byteOffset, aligned.length / 2);
-  const wide = new Float32Array(narrow.length);
-  const bits = new Int32Array(wide.buffer);
-  if (dtype === "bfloat16") for (let i = 0; i < bits.length; i++) bits[i] = (narrow[i] as number) << 16;
+  if (dtype === "float32") return wide.set(new Float32Array(aligned.buffer, aligned.byteOffset, wide.length));
+  const narrow = new Uint16Array(aligned.buffer, aligned.byteOffset, wide.length);
+  const bits = new Int32Array(wide.buffer, wide.byteOffset, wide.length);
+  if (dtype === "bfloat16") widenBfloat16(narrow, bits);
   else {
     const table = float16Table();
     for (let i = 0; i < bits.length; i++) bits[i] = table[narrow[i] as number] as number;
   }
-  return wide;
+}
+
+/** Two at a time where they are aligned to that. */
+function widenBfloat16(narrow: Uint16Array, bits: Int32Array): void {
+  const pairs = narrow.byteOffset % 4 === 0 ? new Int32Array(narrow.buffer, narrow.byteOffset, narrow.length >> 1) : new Int32Array(0);
+  for (let i = 0, at = 0; i < pairs.length; i++, at += 2) {
+    const pair = pairs[i] as number;
+    bits[at] = pair << 16;
+    bits[at + 1] = pair & 0xffff0000;
+  }
+  for (let i = 2 * pairs.length; i < bits.length; i++) bits[i] = (narrow[i] as number) << 16;
 }
 
 let float16Bits: Int32Array | undefined;
@@ -62,7 +75,7 @@ function float16Table(): Int32Array {
 }
 
 function narrowToBfloat16(bits: Int32Array, out: Uint16Array): void {
-  for (let i = 0; i < bits.length; i++) {
+  for (let i = 0; i < out.length; i++) {
     const x = bits[i] as number;
     // The quiet bit keeps a NaN whose payload is all in the lost half from turning into infinity.
     if ((x & 0x7fffffff) > 0x7f800000) out[i] = (x >>> 16) | 0x40;
@@ -71,7 +84,7 @@ function narrowToBfloat16(bits: Int32Array, out: Uint16Array): void {
 }
 
 function narrowToFloat16(bits: Int32Array, out: Uint16Array): void {
-  for (let i = 0; i < bits.length; i++) {
+  for (let i = 0; i < out.length; i++) {
     const x = bits[i] as number;
     const sign = (x >>> 16) & 0x8000;
     const magnitude = x & 0x7fffffff;
@@ -90,4 +103,18 @@ function narrowToFloat16(bits: Int32Array, out: Uint16Array): void {
       out[i] = sign | (units + (rest > tie || (rest === tie && units & 1) ? 1 : 0));
     }
   }
+}
+
+/** A weight of so many elements in another storage dtype, or in its own. */
+export function* convertedParts(source: ElementSource, elements: number, to: StorageDtype): Generator<Part, void, undefined> {
+  for (let first = 0; first < elements; first += pieceElements) {
+    const count = Math.min(pieceElements, elements - first);
+    yield { piece: { inputs: [{ source, first, count }], bytes: count * bytesPerElement[to], transform: "convert", parameters: { to } } };
+  }
+}
+
+/** The transform `convert`. */
+export function convert([elements]: readonly Elements[], { to }: { readonly to: StorageDtype }, into: Uint8Array): undefined {
+  invariant(elements, "nothing to convert");
+  convertElements(elements, to, into);
 }

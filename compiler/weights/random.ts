@@ -1,6 +1,3 @@
-import type { StorageDtype } from "../../core/dtype.js";
-import { convertElements } from "./convert.js";
-
 /** How a weight that no checkpoint provides is filled. */
 export type Initializer =
   /** Uniform in [-a, a) with a = std·√3, which has that standard deviation. */
@@ -14,29 +11,19 @@ export type Initializer =
 /** A tensor to be filled. */
 export interface InitializedTensor {
   readonly name: string;
-  readonly dtype: StorageDtype;
   readonly shape: readonly number[];
   readonly initializer: Initializer;
 }
 
-/** 4 MiB of float32. */
-const chunkElements = 1 << 20;
-
 /**
- * The bytes of a tensor, in chunks of at most 4 MiB. They depend on the seed, the tensor's name, shape and initializer only, not on
- * the machine, the engine or other tensors; another dtype gives the same float32 values rounded to nearest even.
+ * Fills `values` with the elements of a tensor from index `first` on. They depend on the seed, the tensor's name, shape and
+ * initializer only: not on the machine, the engine, other tensors, or on how the tensor is cut into pieces.
  */
-export function* initialize({ name, dtype, shape, initializer }: InitializedTensor, seed: number): Generator<Uint8Array, void, undefined> {
-  const elements = shape.reduce((product, extent) => product * extent, 1);
-  const fill = filler(initializer, shape.at(-1) ?? 1, `${seed}:${name}`);
-  for (let first = 0; first < elements; first += chunkElements) {
-    const values = new Float32Array(Math.min(chunkElements, elements - first));
-    fill(values, first);
-    yield convertElements(new Uint8Array(values.buffer), "float32", dtype);
-  }
+export function initialize({ name, shape, initializer }: InitializedTensor, seed: number, values: Float32Array, first: number): void {
+  filler(initializer, shape.at(-1) ?? 1, `${seed}:${name}`)(values, first);
 }
 
-/** Writes the elements of a tensor from index `first` on; called in order. */
+/** Writes the elements of a tensor from index `first` on. */
 type Fill = (values: Float32Array, first: number) => void;
 
 function filler(initializer: Initializer, lastAxis: number, key: string): Fill {
@@ -67,31 +54,61 @@ function repeated(period: number, valueAt: (index: number) => number): Fill {
 
 const sqrt3 = 1.7320508075688772;
 
-/** Chris Doty-Humphrey's sfc32 (PractRand), 24 bits of each output. */
+/** Elements that are drawn from one state of the generator: any of a tensor's can be had after at most as many draws. */
+const streamElements = 1 << 14;
+
+/** Draws before the first that counts: the seed words are correlated until they have passed through the generator a few times. */
+const warmUp = 16;
+
+/** 24 bits of each output of the generator. The streams of a tensor have the same seed, and their number added to its counter. */
 function uniform(std: number, key: string): Fill {
-  const state = seedWords(key);
-  const next = (values: Float32Array, scale: number): void => {
-    // Local int32 variables: V8 runs this loop four times slower over captured or untyped ones.
-    let w = (state[0] as number) | 0;
-    let x = (state[1] as number) | 0;
-    let y = (state[2] as number) | 0;
-    let z = (state[3] as number) | 0;
-    const count = values.length;
-    for (let i = 0; i < count; i++) {
-      const sum = (((w + x) | 0) + z) | 0;
-      z = (z + 1) | 0;
-      w = x ^ (x >>> 9);
-      x = (y + (y << 3)) | 0;
-      y = (((y << 21) | (y >>> 11)) + sum) | 0;
-      values[i] = (sum >> 8) * scale;
-    }
-    state.set([w, x, y, z]);
-  };
-  // The seed words are correlated until they have passed through the generator a few times.
-  next(new Float32Array(16), 0);
+  const seed = seedWords(key);
   // One multiplication of a 24-bit integer: exact in double, rounded once, and never up to the bound itself.
   const scale = Math.fround(std * sqrt3) / 0x800000;
-  return (values) => next(values, scale);
+  const passed = new Int32Array(warmUp + streamElements);
+  return (values, first) => {
+    for (let at = 0; at < values.length; ) {
+      const before = (first + at) % streamElements;
+      const part = values.subarray(at, at + streamElements - before);
+      const integers = new Int32Array(part.buffer, part.byteOffset, part.length);
+      const state = seed.slice();
+      state[3] = (state[3] as number) + Math.floor((first + at) / streamElements);
+      draw(state, passed.subarray(0, warmUp + before));
+      draw(state, integers);
+      scaleIntegers(integers, part, scale);
+      at += part.length;
+    }
+  };
+}
+
+/** Chris Doty-Humphrey's sfc32 (PractRand): the next outputs, as signed integers of 24 bits. `state` moves on. */
+function draw(state: Int32Array, out: Int32Array): void {
+  // Local int32 variables, and integers alone: V8 runs this loop several times slower otherwise.
+  let w = (state[0] as number) | 0;
+  let x = (state[1] as number) | 0;
+  let y = (state[2] as number) | 0;
+  let z = (state[3] as number) | 0;
+  for (let i = 0; i < out.length; i++) {
+    const sum = (((w + x) | 0) + z) | 0;
+    z = (z + 1) | 0;
+    w = x ^ (x >>> 9);
+    x = (y + (y << 3)) | 0;
+    y = (((y << 21) | (y >>> 11)) + sum) | 0;
+    out[i] = sum >> 8;
+  }
+  state.set([w, x, y, z]);
+}
+
+/** Four at a time, since half of the time would go into the loop; `values` may be the same memory. */
+function scaleIntegers(integers: Int32Array, values: Float32Array, scale: number): void {
+  const whole = values.length & ~3;
+  for (let i = 0; i < whole; i += 4) {
+    values[i] = (integers[i] as number) * scale;
+    values[i + 1] = (integers[i + 1] as number) * scale;
+    values[i + 2] = (integers[i + 2] as number) * scale;
+    values[i + 3] = (integers[i + 3] as number) * scale;
+  }
+  for (let i = whole; i < values.length; i++) values[i] = (integers[i] as number) * scale;
 }
 
 /** Four 32-bit words from a string: FNV-1a over its UTF-8 bytes, drawn out with MurmurHash3's finaliser. */

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { type FileHandle, open, readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import * as z from "zod";
-import { type Diagnostic, Diagnostics, fail, invariant } from "../../core/diagnostics.js";
+import { type Diagnostic, Diagnostics, fail } from "../../core/diagnostics.js";
 import type { Dtype } from "../../core/dtype.js";
 import { weightsDiagnostics } from "./diagnostics.js";
 import { isMissing, reading, readFailure } from "./system-errors.js";
@@ -67,15 +67,8 @@ export interface CheckpointTensor {
   readonly bytes: number;
 }
 
-/** Part of a tensor, in bytes from the tensor's start. */
-export interface ByteRange {
-  readonly start: number;
-  readonly length: number;
-}
-
 /** The safetensors library refuses longer headers too. */
 const maxHeaderBytes = 100_000_000;
-const chunkBytes = 4 << 20;
 const singleFile = "model.safetensors";
 const indexFile = "model.safetensors.index.json";
 
@@ -84,51 +77,10 @@ const entrySchema = z.object({ dtype: z.string(), shape: z.array(natural), data_
 const indexSchema = z.object({ weight_map: z.record(z.string(), z.string()) });
 
 /** The headers of a checkpoint. The weights stay on disk until they are read. */
-export class Checkpoint {
-  readonly #paths: ReadonlyMap<string, string>;
-
-  constructor(
-    readonly files: readonly CheckpointFile[],
-    readonly tensors: ReadonlyMap<string, CheckpointTensor>,
-    readonly warnings: readonly Diagnostic[],
-  ) {
-    this.#paths = new Map(files.map(({ file, path }) => [file, path]));
-  }
-
-  /**
-   * The bytes of a whole tensor; for a large one, prefer `readChunks`.
-   * @throws LayerweaveError `weights/not-found`, `weights/unreadable`, `weights/truncated` when the file changed since it was opened.
-   */
-  async readTensor(tensor: CheckpointTensor): Promise<Uint8Array> {
-    const all = new Uint8Array(tensor.bytes);
-    let at = 0;
-    for await (const chunk of this.readChunks(tensor)) {
-      all.set(chunk, at);
-      at += chunk.length;
-    }
-    return all;
-  }
-
-  /**
-   * The bytes of a tensor, or of a range in it, in chunks of 4 MiB (the last may be shorter). Chunks are the caller's to keep.
-   * @throws LayerweaveError as `readTensor`.
-   */
-  async *readChunks(tensor: CheckpointTensor, { start, length }: ByteRange = { start: 0, length: tensor.bytes }): AsyncGenerator<Uint8Array, void, undefined> {
-    const path = this.#paths.get(tensor.file);
-    invariant(path !== undefined, () => `${tensor.name} is not of this checkpoint`);
-    const handle = await reading(path, open(path, "r"));
-    try {
-      for (let at = 0; at < length; at += chunkBytes) {
-        const wanted = Math.min(chunkBytes, length - at);
-        const position = tensor.offset + start + at;
-        const chunk: Uint8Array = await reading(path, readAt(handle, position, wanted));
-        if (chunk.length < wanted) fail(weightsDiagnostics.truncated, { file: path, expectedBytes: position + wanted, foundBytes: position + chunk.length });
-        yield chunk;
-      }
-    } finally {
-      await handle.close();
-    }
-  }
+export interface Checkpoint {
+  readonly files: readonly CheckpointFile[];
+  readonly tensors: ReadonlyMap<string, CheckpointTensor>;
+  readonly warnings: readonly Diagnostic[];
 }
 
 /**
@@ -163,7 +115,7 @@ export async function openSafetensors(path: string): Promise<Checkpoint> {
   for (const [tensor, holding] of holders) if (holding.length > 1) found.report(weightsDiagnostics["duplicate-tensor"], { tensor, files: holding });
   if (shardOf) compareWithIndex(entry, shardOf, holders, new Set(shards.filter(isSound).map(({ file }) => file.file)), found);
   found.throwIfErrors();
-  return new Checkpoint(files, tensors, found.all);
+  return { files, tensors, warnings: found.all };
 }
 
 interface Source {

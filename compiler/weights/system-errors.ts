@@ -21,6 +21,15 @@ export async function reading<T>(path: string, operation: Promise<T>): Promise<T
   }
 }
 
+/** `reading` for a read that blocks. */
+export function readingNow(path: string, operation: () => void): void {
+  try {
+    operation();
+  } catch (error) {
+    throw new LayerweaveError([readFailure(path, error)]);
+  }
+}
+
 /** Waits for a write to `path`; a system error becomes its diagnostic. */
 export async function writing<T>(path: string, operation: Promise<T>): Promise<T> {
   try {

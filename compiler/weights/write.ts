@@ -3,6 +3,8 @@ import { constants } from "node:fs";
 import { copyFile, type FileHandle, link, open, realpath } from "node:fs/promises";
 import { invariant } from "../../core/diagnostics.js";
 import { bytesPerElement, type Dtype } from "../../core/dtype.js";
+import type { PartMakers } from "./part-makers.js";
+import type { Part } from "./pieces.js";
 import { safetensorsDtype } from "./safetensors.js";
 import { isSystemError, reading, writing } from "./system-errors.js";
 
@@ -14,9 +16,9 @@ export interface PlannedTensor {
   readonly bytes: number;
 }
 
-/** A tensor to be written; `data` yields its bytes in order, in chunks of any size whose memory is not used again. */
+/** A tensor to be written; `data` yields its bytes in order: as they are, or as parts that are made when there is memory for them. */
 export interface WrittenTensor extends PlannedTensor {
-  readonly data: () => AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+  readonly data: () => Iterable<Uint8Array | Part>;
 }
 
 export interface SafetensorsPlan {
@@ -38,39 +40,58 @@ export function planSafetensors(tensors: readonly PlannedTensor[]): SafetensorsP
 }
 
 /**
- * Writes a new safetensors file, tensor after tensor as `data` yields them; `onProgress` is told the bytes written and those in all.
+ * Writes a new safetensors file, tensor after tensor; `onProgress` is told the bytes written and those in all. While a part is
+ * written the next `makers.ahead` are made, of the same tensor or of those after it.
  * Never overwrites: an existing file may be a hard link to somebody's checkpoint. What is written when an error occurs stays
  * there, so write into a folder that is removed on failure.
- * @throws LayerweaveError `weights/disk-full`, `weights/not-writable`, and whatever `data` throws.
+ * @throws LayerweaveError `weights/disk-full`, `weights/not-writable`, and whatever `data`, the transforms and `onProgress` throw.
  */
-export async function writeSafetensors(path: string, tensors: readonly WrittenTensor[], onProgress?: (written: number, total: number) => void): Promise<SafetensorsPlan> {
+export async function writeSafetensors(path: string, tensors: readonly WrittenTensor[], makers: Pick<PartMakers, "ahead" | "make">, onProgress?: (written: number, total: number) => void): Promise<SafetensorsPlan> {
   const { header, inOrder, plan } = layOut(tensors);
   const handle = await writing(path, open(path, "wx"));
-  // Each write runs while the next chunk is made; it is awaited later, and so must not count as unhandled when it fails before.
-  const start = (bytes: Uint8Array): Promise<void> => {
-    const write = writing(path, writeAll(handle, bytes));
+  const memory = Array.from({ length: makers.ahead + 1 }, () => new SharedArrayBuffer(0));
+  /** Writes that are to come, first to last: each waits for its bytes and for the write before it. */
+  const pending: Promise<void>[] = [];
+  let written = 0;
+  const add = (bytes: Promise<Uint8Array> | Uint8Array): void => {
+    const before = pending.at(-1);
+    const write = (async () => {
+      const made = await bytes;
+      await before;
+      await writing(path, writeAll(handle, made));
+      written += made.length;
+      onProgress?.(written, plan.fileBytes);
+    })();
+    // Awaited later, and so must not count as unhandled when it fails before.
     write.catch(() => undefined);
-    return write;
+    pending.push(write);
   };
-  let pending = start(header);
   try {
-    let position = header.length;
+    add(header);
+    let turn = 0;
     for (const { name, bytes, data } of inOrder) {
-      const end = position + bytes;
-      for await (const chunk of data()) {
-        invariant(position + chunk.length <= end, () => `${name} yields more than its ${bytes} bytes`);
-        await pending;
-        onProgress?.(position, plan.fileBytes);
-        pending = start(chunk);
-        position += chunk.length;
+      let yielded = 0;
+      for (const part of data()) {
+        const length = part instanceof Uint8Array ? part.length : part.piece.bytes;
+        yielded += length;
+        invariant(yielded <= bytes, () => `${name} yields more than its ${bytes} bytes`);
+        while (pending.length >= memory.length) {
+          await pending[0];
+          pending.shift();
+        }
+        if (part instanceof Uint8Array) add(part);
+        else {
+          const slot = turn++ % memory.length;
+          if ((memory[slot] as SharedArrayBuffer).byteLength < length) memory[slot] = new SharedArrayBuffer(length);
+          add(makers.make(part, new Uint8Array(memory[slot] as SharedArrayBuffer, 0, length)));
+        }
       }
-      invariant(position === end, () => `${name} yields ${end - position} fewer than its ${bytes} bytes`);
+      invariant(yielded === bytes, () => `${name} yields ${bytes - yielded} fewer than its ${bytes} bytes`);
     }
-    await pending;
-    onProgress?.(position, plan.fileBytes);
+    await pending.at(-1);
   } finally {
-    // Waits even when `data` failed: closing a file under a running write is an error of its own.
-    await Promise.allSettled([pending]);
+    // Waits even when one failed: closing a file under a running write is an error of its own.
+    await Promise.allSettled(pending);
     // A network file system may report a full disk only here.
     await writing(path, handle.close());
   }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { storageDtypes, type StorageDtype } from "../../core/dtype.js";
-import { convertChunks, convertElements, toFloat32 } from "../../compiler/weights/convert.js";
-import { collect } from "./folder.js";
+import { bytesPerElement, storageDtypes } from "../../core/dtype.js";
+import { convertElements, convertedParts } from "../../compiler/weights/convert.js";
+import { converted, widened } from "./elements.js";
 
 /** The value of a 16-bit pattern, from the definition of its format. */
 function valueOf(pattern: number, exponentBits: number): number {
@@ -43,13 +43,13 @@ const all16 = Uint16Array.from({ length: 0x10000 }, (_, i) => i);
 
 describe.each(formats)("%s", (format) => {
   test("all 65,536 patterns widen to the value they stand for", () => {
-    const wide = toFloat32(asBytes(all16), format);
+    const wide = widened(asBytes(all16), format);
     const wrong = [...all16].filter((pattern) => !Object.is(wide[pattern], valueOf(pattern, exponentBits[format])));
     expect(wrong).toEqual([]);
   });
 
   test("all patterns survive the way to float32 and back; a NaN stays NaN with its sign", () => {
-    const back = patterns(convertElements(convertElements(asBytes(all16), format, "float32"), "float32", format));
+    const back = patterns(converted(converted(asBytes(all16), format, "float32"), "float32", format));
     const wrong = [...all16].filter((pattern) => {
       const result = back[pattern] ?? 0;
       return Number.isNaN(valueOf(pattern, exponentBits[format])) ? !Number.isNaN(valueOf(result, exponentBits[format])) || result >> 15 !== pattern >> 15 : result !== pattern;
@@ -87,7 +87,7 @@ describe.each(formats)("%s", (format) => {
 
   function check(values: readonly number[], to: "float16" | "bfloat16"): void {
     const floats = Float32Array.from(values);
-    const result = patterns(convertElements(asBytes(floats), "float32", to));
+    const result = patterns(converted(asBytes(floats), "float32", to));
     const wrong = [...floats].flatMap((value, i) => {
       const pattern = result[i] ?? -1;
       if (Number.isNaN(value)) return Number.isNaN(valueOf(pattern, exponentBits[to])) ? [] : [value];
@@ -99,7 +99,7 @@ describe.each(formats)("%s", (format) => {
 
 test("between the two 16-bit formats, one rounding", () => {
   for (const [from, to] of [["float16", "bfloat16"], ["bfloat16", "float16"]] as const) {
-    const result = patterns(convertElements(asBytes(all16), from, to));
+    const result = patterns(converted(asBytes(all16), from, to));
     const wrong = [...all16].filter((pattern) => {
       const value = valueOf(pattern, exponentBits[from]);
       return !Number.isNaN(value) && result[pattern] !== nearest(value, to);
@@ -111,7 +111,7 @@ test("between the two 16-bit formats, one rounding", () => {
 test("NaNs whose payload is only in the lost bits stay NaN", () => {
   const nan = new Float32Array(Uint32Array.of(0x7f800001, 0xff800001, 0x7fffffff, 0xffffffff).buffer);
   for (const format of formats) {
-    const result = [...patterns(convertElements(asBytes(nan), "float32", format))];
+    const result = [...patterns(converted(asBytes(nan), "float32", format))];
     expect(result.map((pattern) => Number.isNaN(valueOf(pattern, exponentBits[format])))).toEqual([true, true, true, true]);
     expect(result.map((pattern) => pattern >> 15)).toEqual([0, 1, 0, 1]);
   }
@@ -119,23 +119,41 @@ test("NaNs whose payload is only in the lost bits stay NaN", () => {
 
 test("bytes at an odd place in their buffer", () => {
   const floats = Float32Array.of(1, -2.5, 3);
-  for (const from of storageDtypes) {
-    const source = convertElements(asBytes(floats), "float32", from);
-    const shifted = new Uint8Array(source.length + 3).subarray(3);
-    shifted.set(source);
-    expect([...toFloat32(shifted, from)]).toEqual([...floats]);
+  for (const from of storageDtypes)
+    for (const by of [1, 2, 3]) {
+      const source = converted(asBytes(floats), "float32", from);
+      const shifted = new Uint8Array(source.length + by).subarray(by);
+      shifted.set(source);
+      expect([...widened(shifted, from)]).toEqual([...floats]);
+    }
+});
+
+test("half an element, or one too few, is refused", () => {
+  for (const bytes of [5, 2]) expect(() => convertElements({ dtype: "float16", bytes: new Uint8Array(bytes) }, "float32", new Uint8Array(8))).toThrow(`${bytes} bytes are not 2 elements`);
+});
+
+test("more elements than are converted at a time, and any remainder of them", () => {
+  for (const elements of [(1 << 14) - 1, (1 << 14) + 1, 100_003]) {
+    const floats = Float32Array.from({ length: elements }, (_, i) => Math.fround((i - 50_000) / 7));
+    for (const from of storageDtypes)
+      for (const to of storageDtypes) {
+        const given = converted(asBytes(floats), "float32", from);
+        const whole = converted(given, from, to);
+        for (const i of [0, 1, 2, 3, elements >> 1, elements - 2, elements - 1]) {
+          const [a, b] = [given, whole].map((bytes, side) => ((size) => bytes.slice(i * size, (i + 1) * size))(bytesPerElement[side ? to : from]));
+          expect(converted(a as Uint8Array, from, to)).toEqual(b);
+        }
+      }
   }
 });
 
-test("half an element is refused", () => {
-  expect(() => toFloat32(new Uint8Array(5), "float16")).toThrow("no whole number");
-});
-
-test("chunks convert as the whole does", async () => {
-  const floats = Float32Array.from({ length: 1000 }, (_, i) => Math.fround(i / 7));
-  const whole = (to: StorageDtype): Uint8Array => convertElements(asBytes(floats), "float32", to);
-  for (const to of storageDtypes) {
-    const chunks = [0, 1200, 1204, 4000].flatMap((at, i, cuts) => (i ? [asBytes(floats).subarray(cuts[i - 1], at)] : []));
-    expect(Buffer.concat(await collect(convertChunks(chunks, "float32", to)))).toEqual(Buffer.from(whole(to)));
-  }
+test("parts cover a weight from its first element to its last, a whole number of them in each", () => {
+  const source = { from: "file", path: "w", offset: 64, dtype: "bfloat16" } as const;
+  const parts = [...convertedParts(source, (2 << 20) + 3, "float32")].map(({ piece, scales }) => ({ ...piece.inputs[0], bytes: piece.bytes, scales }));
+  expect(parts).toEqual([
+    { source, first: 0, count: 1 << 20, bytes: 4 << 20 },
+    { source, first: 1 << 20, count: 1 << 20, bytes: 4 << 20 },
+    { source, first: 2 << 20, count: 3, bytes: 12 },
+  ]);
+  expect([...convertedParts(source, 0, "float32")]).toEqual([]);
 });

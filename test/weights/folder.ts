@@ -1,8 +1,9 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 import { LayerweaveError } from "../../core/diagnostics.js";
+import type { Checkpoint } from "../../compiler/weights/safetensors.js";
 
 /** An empty folder that is gone when the test ends. */
 export async function emptyFolder(): Promise<string> {
@@ -41,8 +42,10 @@ export async function codesOf(promise: Promise<unknown>): Promise<readonly strin
   return (await diagnosticsOf(promise)).map(({ code }) => code);
 }
 
-export async function collect<T>(items: AsyncIterable<T> | Iterable<T>): Promise<readonly T[]> {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
+/** The bytes of a tensor, which its file is read whole for. */
+export async function bytesOfTensor({ files, tensors }: Checkpoint, name: string): Promise<Buffer> {
+  const tensor = tensors.get(name);
+  const file = files.find(({ file }) => file === tensor?.file);
+  if (!tensor || !file) throw new Error(`no ${name}`);
+  return (await readFile(file.path)).subarray(tensor.offset, tensor.offset + tensor.bytes);
 }
