@@ -7,9 +7,9 @@
  * ```
  */
 export { load, type LoadOptions } from "./load.js";
-export type { Model, PrefillOptions } from "./model.js";
+export type { MemoryParts, Model, ModelMemory, PrefillOptions } from "./model.js";
 export type { LogitsWanted, Snapshot, State } from "./state.js";
-export type { BackendChoice, SessionMemory, SlotContent } from "./backends/backend.js";
+export type { BackendChoice, DeviceRates, SlotContent } from "./backends/backend.js";
 export type { BackendName } from "./backends/choose.js";
 export { PrefixCache, type CachedPrefillOptions, type PrefixCacheStats, type PrefixReport } from "./prefix-cache.js";
 export type { Completion, GeneratedToken, GenerateOptions, Generation, GenerationStats, Prompt, StopReason } from "./generate.js";

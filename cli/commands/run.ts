@@ -5,6 +5,7 @@ import { type BackendName, type GenerateOptions, type GenerationStats, load, typ
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
+import { memoryLine } from "../memory-line.js";
 import type { Terminal } from "../terminal.js";
 
 export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenIds"> {
@@ -61,6 +62,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     return generation.stats;
   });
   if (!stats) return;
+  const memory = await model.memory();
   const speed = speedOf(stats);
   // maxRSS is in KiB on every platform.
   const peakMemoryBytes = process.resourceUsage().maxRSS * 1024;
@@ -68,6 +70,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
   terminal.note(
     `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}, ${model.backend.name} backend`,
   );
+  terminal.note(memoryLine(memory));
   terminal.result({
     ...(model.tokenizer ? { text } : {}),
     tokenIds: generated,
@@ -82,6 +85,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     peakMemoryBytes,
     backend: model.backend,
     reservedBytes: model.reservation.plan.bytes.total,
+    memory,
     warnings: refusal ? [refusal] : [],
   });
 }

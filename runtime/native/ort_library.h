@@ -21,7 +21,7 @@ class OrtLibrary {
   static const OrtLibrary& open(const std::string& path);
 
   const OrtApi& api() const { return *api_; }
-  const OrtEnv* env() const { return env_; }
+  OrtEnv* env() const { return env_; }
   const std::string& version() const { return version_; }
 
   /** @throws std::runtime_error with the status' message, unless it is null. */
