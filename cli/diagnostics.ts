@@ -85,6 +85,13 @@ export const cliDiagnostics = catalogue("cli", {
     help: () => "Give --prompt \"…\", --token-ids 1,2,3, or pipe the text in.",
     explain: "`layerweave run` continues a prompt. It is taken from --prompt, from --token-ids, or from standard input when that is piped or when the prompt is `-`.",
   }),
+  "bench-beyond-context": define<{ prompt: number; tokens: number; contextLength: number }>({
+    severity: "error",
+    exitCode: 2,
+    message: ({ prompt, tokens, contextLength }) => `A prompt of ${prompt} and ${tokens} tokens after it are more than the model's context of ${contextLength}.`,
+    help: ({ contextLength }) => `Choose --prompt and --tokens that add up to at most ${contextLength}.`,
+    explain: "`layerweave bench` feeds a prompt and then decodes token by token in the same state. A state holds no more tokens than the model was made for.",
+  }),
   "file-exists": define<{ file: string }>({
     severity: "error",
     exitCode: 2,

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { extname } from "node:path";
 import { allParameters } from "../compiler/ir/block.js";
 import { toBlocks } from "../compiler/lower.js";
-import { planModel } from "../compiler/passes/profile-model.js";
+import { planModel, profileLayout } from "../compiler/passes/profile-model.js";
 import { portable } from "../compiler/targets/portable.js";
 import { bindCheckpoint } from "../compiler/weights/bind.js";
 import { openSafetensors } from "../compiler/weights/safetensors.js";
@@ -41,7 +41,7 @@ export type Setting = Required<Omit<PlanOptions, "context" | "batch" | "budget">
 const usualContext = 8192;
 
 /** Tokens of one prefill run: what servers on a GPU feed at once, and what `layerweave run` does. */
-const usualChunk = { kernels: 8192, bodies: 512 } as const;
+const usualChunk = { kernels: 8192, "cpu-kernels": 512, bodies: 512 } as const;
 
 /**
  * The setting that the options ask for, with everything they leave open decided.
@@ -53,7 +53,7 @@ export async function settingOf({ chunk, quantize, kvDtype, stateDtype, budget, 
     device,
     quantize,
     chunk: chunk === undefined ? usualChunk[device.execution] : parseCount(chunk, "--chunk"),
-    kvDtype: kvDtype ?? (device.execution === "kernels" ? device.computeDtype : "float32"),
+    kvDtype: kvDtype ?? (device.execution === "bodies" ? "float32" : device.computeDtype),
     stateDtype: stateDtype ?? "float32",
     ...(budget === undefined ? {} : { budget: parseBytes(budget, "--budget") }),
   };
@@ -85,9 +85,13 @@ export interface PlannedSource {
  * What the planner needs of a source. Weights count as they are stored: in a compiled folder and in a checkpoint with
  * weights as these say, in a layout in the type that the device computes in. `dtype` stores matrices otherwise.
  */
-export async function planSource(source: Source, device: Device, dtype: StorageDtype | undefined): Promise<PlannedSource> {
-  if (source.kind === "compiled" && dtype === undefined) return { model: planModelOf(source.manifest), weightsFrom: "as compiled" };
-  const model = planModel(source.layout, portable, dtype ?? device.computeDtype);
+export async function planSource(source: Source, { device, quantize }: Pick<Setting, "device" | "quantize">, dtype: StorageDtype | undefined): Promise<PlannedSource> {
+  if (source.kind === "compiled" && dtype === undefined) {
+    const compiled = planModelOf(source.manifest);
+    const asCompiled = quantize === "none" || compiled.weights.some((weight) => weight.dtype === "int8");
+    return { model: asCompiled ? compiled : { ...compiled, profile: profileLayout(source.layout, portable, quantize) }, weightsFrom: "as compiled" };
+  }
+  const model = planModel(source.layout, portable, dtype ?? device.computeDtype, quantize);
   const assumed = { model, weightsFrom: dtype === undefined ? `${device.computeDtype}, which ${device.name} computes in` : `${dtype}, as asked` };
   if (source.kind !== "checkpoint" || !(await hasWeights(source.path))) return assumed;
   const { checkpoint } = source;
@@ -126,7 +130,7 @@ export async function planAll(paths: readonly string[], options: PlanningOptions
     try {
       const source = await openSource(path, options);
       if (source.kind === "checkpoint") warnings.push(...source.checkpoint.warnings);
-      const { model, weightsFrom } = await planSource(source, setting.device, options.dtype);
+      const { model, weightsFrom } = await planSource(source, setting, options.dtype);
       const { context, why } = contextFor(model, options.context);
       const chosen = { ...setting, context, batch };
       const whole = setting.chunk < context ? plan(model, { ...chosen, chunk: context }) : undefined;

@@ -63,7 +63,7 @@ export async function sweepPoints(file: string, options: SweepPointsOptions): Pr
   for (const knobs of product(axes)) {
     try {
       const layout = checkedLayout(model(watched(knobs, read)));
-      const planned = await planSource({ kind: "layout-file", path: file, layout }, setting.device, options.dtype);
+      const planned = await planSource({ kind: "layout-file", path: file, layout }, setting, options.dtype);
       for (const asked of contexts)
         for (const batch of batches) points.push({ knobs, plan: plan(planned.model, { ...setting, context: contextFor(planned.model, asked).context, batch }) });
     } catch (error) {

@@ -35,6 +35,8 @@ export interface CompileOptions extends WriteOptions {
   /** What is stored as int8 with a float32 scale per output channel, whatever `dtype` says. Default: none. */
   readonly quantize?: Quantization;
   readonly target?: Target;
+  /** Worker threads that convert, quantise and initialise weights. Default: one per core, none where there is little to do. */
+  readonly workers?: number;
   /** File the layout was written in: calls in it are recorded as the nodes' origins, as `file:line:column`. */
   readonly layoutFile?: string;
   readonly trace?: Trace;

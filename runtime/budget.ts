@@ -37,18 +37,34 @@ function poolOf({ card }: BackendChoice): Pool {
   return pool;
 }
 
-/** The profile of what runs a model. */
-const deviceOf = ({ card }: BackendChoice): Device => (card ? deviceOfCard(card) : deviceNamed("cpu"));
+/** The profile of what runs a model. Without kernels the native runtime holds no more than the portable one. */
+const deviceOf = ({ card, ops }: BackendChoice): Device => (card ? deviceOfCard(card) : deviceNamed(ops === "kernels" ? "cpu-native" : "cpu"));
+
+/** Bytes of states and snapshots, until they are given back. */
+export class StateClaim implements Disposable {
+  constructor(
+    private readonly claims: Map<StateClaim, number>,
+    bytes: number,
+  ) {
+    claims.set(this, bytes);
+  }
+
+  [Symbol.dispose](): void {
+    this.claims.delete(this);
+  }
+}
 
 /**
  * Memory promised to one model, until it is released: its weights, and the state and activations of `batch` sequences of
- * `context` tokens. Made before anything of the model is allocated.
+ * `context` tokens. Made before anything of the model is allocated. States and snapshots claim their bytes; those that the plan
+ * has no room for are promised on top of it, as far as the budget goes.
  */
 export class MemoryReservation implements Disposable {
   readonly #model: PlanModel;
   readonly #options: MemoryOptions;
   readonly #device: Device;
   readonly #pool: Pool;
+  readonly #claims = new Map<StateClaim, number>();
   #plan: Plan;
   #refusal: Diagnostic | undefined;
 
@@ -71,22 +87,51 @@ export class MemoryReservation implements Disposable {
     return this.#refusal;
   }
 
-  /** Makes the reservation large enough for a state of `batch` sequences. @throws LayerweaveError as the constructor; the reservation then stays as it was */
-  cover(batch: number): void {
-    if (batch > this.#plan.batch) [this.#plan, this.#refusal] = this.#ask(batch);
+  /** Bytes of states and snapshots beyond those that the plan counts. */
+  get beyondPlan(): number {
+    return this.#beyond(this.#plan, 0);
+  }
+
+  /**
+   * Claims a state of `batch` sequences, filled to the reserved context; runs over so many sequences are then covered too.
+   * @throws LayerweaveError as the constructor; the reservation then stays as it was
+   */
+  claimState(batch: number): StateClaim {
+    const bytes = (batch * this.#plan.holders.state) / this.#plan.batch;
+    [this.#plan, this.#refusal] = this.#ask(Math.max(batch, this.#plan.batch), bytes);
+    return new StateClaim(this.#claims, bytes);
+  }
+
+  /** Claims the bytes of a snapshot. @throws LayerweaveError as the constructor; the reservation then stays as it was */
+  claimSnapshot(bytes: number): StateClaim {
+    [this.#plan, this.#refusal] = this.#ask(this.#plan.batch, bytes);
+    return new StateClaim(this.#claims, bytes);
   }
 
   [Symbol.dispose](): void {
     this.#pool.open.delete(this);
   }
 
-  #ask(batch: number): [Plan, Diagnostic | undefined] {
+  #beyond(plan: Plan, claimed: number): number {
+    const claims = [...this.#claims.values()].reduce((sum, bytes) => sum + bytes, claimed);
+    return Math.max(0, claims - plan.holders.state);
+  }
+
+  /** A plan for runs over `batch` sequences, with `claimed` bytes of state more than were claimed so far. */
+  #ask(batch: number, claimed = 0): [Plan, Diagnostic | undefined] {
     const { budget = this.#pool.availableWithoutModels, context, chunk, force } = this.#options;
     // The runtime itself is there once, however many models it runs.
-    const reserved = [...this.#pool.open].filter((other) => other !== this).reduce((sum, other) => sum + other.#plan.bytes.total - other.#plan.bytes.runtime, 0);
-    const asked = plan(this.#model, { device: this.#device, quantize: "none", context, batch, chunk, budget: Math.max(0, budget - reserved) });
+    const reserved = [...this.#pool.open].filter((other) => other !== this).reduce((sum, other) => sum + other.#plan.bytes.total + other.beyondPlan - other.#plan.bytes.runtime, 0);
+    const planned = (room: number) => plan(this.#model, { device: this.#device, quantize: "none", context, batch, chunk, budget: Math.max(0, room) });
+    const free = planned(budget - reserved);
+    const beyond = this.#beyond(free, claimed);
+    const asked = beyond === 0 ? free : planned(budget - reserved - beyond);
     const refusal = overBudget(asked);
-    const explained = refusal && reserved > 0 ? { ...refusal, message: `${refusal.message} Of ${formatBytes(budget)}, ${formatBytes(reserved)} are reserved for models that are open.` } : refusal;
+    const taken = [
+      ...(reserved > 0 ? [`${formatBytes(reserved)} are reserved for models that are open`] : []),
+      ...(beyond > 0 ? [`${formatBytes(beyond)} are for states and snapshots beyond that plan`] : []),
+    ];
+    const explained = refusal && taken.length > 0 ? { ...refusal, message: `${refusal.message} Of ${formatBytes(budget)}, ${taken.join(", ")}.` } : refusal;
     if (explained && !force) throw new LayerweaveError([explained]);
     return [asked, explained];
   }

@@ -24,9 +24,9 @@ export interface LoadOptions {
   readonly onProgress?: (loaded: number, total: number) => void;
   /** Bytes that all models of this process may use together. Default: what was available before the first of them was opened. */
   readonly budget?: number;
-  /** Tokens that each sequence may grow to, for which memory is reserved. Default: the model's context length. */
+  /** Tokens that each sequence may grow to, for which memory is reserved. Default: the model's context length, or 8192 where it states none. */
   readonly context?: number;
-  /** Sequences at once for which memory is reserved; a state of more reserves more when it is made. Default 1. */
+  /** Sequences at once for which memory is reserved; more states, larger ones and snapshots reserve more when they are made. Default 1. */
   readonly batch?: number;
   /** Tokens of one prefill run for which memory is reserved. Default 512 on the CPU, 8192 on a card. */
   readonly chunk?: number;
@@ -70,16 +70,20 @@ export async function load(folder: string, options: LoadOptions = {}): Promise<M
   }
 }
 
-/** A model for which memory was reserved up to a context takes no longer one. */
+/** A model for which memory was reserved up to a context takes no longer one, unless its state is of the same size for any. */
 function withContext(manifest: Manifest, context: number | undefined): Manifest {
   const { contextLength } = manifest.model;
-  if (context === undefined) return manifest;
+  if (context === undefined) {
+    if (contextLength !== null || manifest.state.every((slot) => slot.growth === "constant")) return manifest;
+    return { ...manifest, model: { ...manifest.model, contextLength: usualContext } };
+  }
   if (contextLength !== null && context > contextLength)
     fail(runtimeDiagnostics["bad-option"], { option: "context", expected: `at most ${contextLength}, the model's context length`, found: String(context) });
   return { ...manifest, model: { ...manifest.model, contextLength: context } };
 }
 
-async function readManifest(folder: string): Promise<Manifest> {
+/** @throws LayerweaveError `manifest/missing`, `manifest/damaged`, `manifest/other-version` */
+export async function readManifest(folder: string): Promise<Manifest> {
   let text: string;
   try {
     text = await readFile(join(folder, manifestFile), "utf8");

@@ -1,8 +1,8 @@
 import { Diagnostics, fail } from "../core/diagnostics.js";
 import type { Manifest } from "../core/manifest.js";
 import { untilAborted } from "./abort.js";
-import type { BackendChoice, BackendSession, SessionMemory } from "./backends/backend.js";
-import type { MemoryReservation } from "./budget.js";
+import type { BackendChoice, BackendSession } from "./backends/backend.js";
+import type { MemoryReservation, StateClaim } from "./budget.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import { generateBatch, Generation, type Completion, type GenerateOptions, type Prompt } from "./generate.js";
 import { State, type LogitsWanted, type StateOwner } from "./state.js";
@@ -16,6 +16,25 @@ export interface PrefillOptions {
   readonly chunk?: number;
   /** Ends the prefill, at the latest between two chunks; the state then holds the chunks fed so far. */
   readonly signal?: AbortSignal | undefined;
+}
+
+/** Bytes of a model outside JavaScript, by who holds them. The process itself comes on top. */
+export interface MemoryParts {
+  /** Weights used in their files, or widened while loading. No allocator counts them: in a measurement too they are what the plan says. */
+  readonly weights: number;
+  /** ONNX Runtime's allocator: weights packed for matrix products, activations, kernels' workspace. */
+  readonly arena: number;
+  /** Buffers of states and snapshots. */
+  readonly state: number;
+  readonly logits: number;
+  readonly total: number;
+}
+
+export interface ModelMemory {
+  /** What was reserved: the plan, and states and snapshots beyond it. */
+  readonly planned: MemoryParts;
+  /** What is held now, and the most that was since the model was loaded; null on the portable backend, which can't tell. */
+  readonly measured: { readonly now: MemoryParts; readonly peak: MemoryParts } | null;
 }
 
 /** A compiled model, ready to run. Made by `load`; any number of states can be used on it at once. */
@@ -40,8 +59,7 @@ export class Model implements AsyncDisposable, StateOwner {
   async createState({ batch = 1 }: { readonly batch?: number } = {}): Promise<State> {
     this.#checkOpen();
     if (!Number.isInteger(batch) || batch < 1) fail(runtimeDiagnostics["bad-option"], { option: "batch", expected: "a positive integer", found: String(batch) });
-    this.reservation.cover(batch);
-    return State.create(this, batch);
+    return State.create(this, batch, this.reservation.claimState(batch));
   }
 
   /**
@@ -51,7 +69,7 @@ export class Model implements AsyncDisposable, StateOwner {
    */
   async loadState(file: string): Promise<State> {
     this.#checkOpen();
-    return State.fromFile(this, file, (lengths) => this.reservation.cover(lengths.length));
+    return State.fromFile(this, file, (batch) => this.reservation.claimState(batch));
   }
 
   /**
@@ -112,18 +130,33 @@ export class Model implements AsyncDisposable, StateOwner {
   }
 
   /**
-   * Bytes the model holds outside JavaScript, now and at most; null on the portable backend, which can't tell.
+   * Bytes of the model as they were planned, beside what the allocators saw.
    * @throws LayerweaveError `runtime/closed`
    */
-  async memory(): Promise<SessionMemory | null> {
+  async memory(): Promise<ModelMemory> {
     this.#checkOpen();
-    return this.session.memory();
+    const { plan, beyondPlan } = this.reservation;
+    const { weights, arena, state, logits } = plan.holders;
+    const parts = (arena: number, state: number, logits: number): MemoryParts => ({ weights, arena, state, logits, total: weights + arena + state + logits });
+    const seen = await this.session.memory();
+    return {
+      planned: parts(arena, state + beyondPlan, logits),
+      measured: seen && { now: parts(seen.arena, seen.state, 0), peak: parts(seen.arenaPeak, seen.statePeak, seen.logitsPeak) },
+    };
   }
 
-  /** Positions a KV cache starts with room for: all that are reserved on a card, where captured steps need it to stay where it is. */
+  /**
+   * Positions a KV cache starts with room for: all that are reserved where untouched pages cost nothing and runs write in place,
+   * and on a card, where captured steps need it to stay where it is.
+   */
   get initialCapacity(): number {
     const { plan, refusal } = this.reservation;
-    return this.backend.card && !refusal ? plan.context : Math.min(growingCapacity, plan.context);
+    return this.backend.name !== "portable" && !refusal ? plan.context : Math.min(growingCapacity, plan.context);
+  }
+
+  /** Claims memory for a snapshot. @throws LayerweaveError `plan/over-budget` */
+  claimSnapshot(bytes: number): StateClaim {
+    return this.reservation.claimSnapshot(bytes);
   }
 
   /** Ends the model once the runs under way are done, and frees its memory. */

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { fail } from "../core/diagnostics.js";
+import { fail, LayerweaveError } from "../core/diagnostics.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import type { Model, PrefillOptions } from "./model.js";
 import type { Snapshot, State } from "./state.js";
@@ -20,7 +20,7 @@ export interface PrefixReport {
   readonly outcome: "hit" | "empty" | "evicted" | "no-match";
   /** With `no-match`: how many tokens the prompt shares with the kept beginning that is nearest; a boundary there would have helped. */
   readonly shared: number;
-  /** Boundaries whose beginning was not kept: the budget has no room for it, or it is all in use. */
+  /** Boundaries whose beginning was not kept: the cache's budget or the model's has no room for it, or it is all in use. */
   readonly notKept: readonly number[];
 }
 
@@ -167,6 +167,7 @@ export class PrefixCache implements AsyncDisposable {
       this.#kept.set(key, { tokens, snapshot, bytes, readers: 0 });
     } catch (error) {
       this.#bytes -= bytes;
+      if (error instanceof LayerweaveError && error.diagnostics.every(({ code }) => code === "plan/over-budget")) return false;
       throw error;
     }
     return true;

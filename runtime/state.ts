@@ -15,6 +15,8 @@ export interface StateOwner {
   readonly isOpen: boolean;
   /** Positions a KV cache starts with room for. */
   readonly initialCapacity: number;
+  /** Claims memory for a snapshot. @throws LayerweaveError `plan/over-budget` */
+  claimSnapshot(bytes: number): Disposable;
 }
 
 /** A copy of a state at one point, to come back to. Made by {@link State.snapshot}. */
@@ -24,6 +26,7 @@ export class Snapshot implements AsyncDisposable {
   constructor(
     private readonly owner: StateOwner,
     private readonly id: StateId,
+    private readonly memory: Disposable,
     /** Tokens each row held when the snapshot was taken. */
     readonly lengths: readonly number[],
   ) {}
@@ -39,6 +42,7 @@ export class Snapshot implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
+    this.memory[Symbol.dispose]();
     this.owner.session.releaseState(this.id);
   }
 }
@@ -58,36 +62,36 @@ export class State implements AsyncDisposable {
     private readonly owner: StateOwner,
     readonly batch: number,
     id: StateId,
+    private readonly memory: Disposable,
   ) {
     this.#id = id;
     this.#lengths = new Array<number>(batch).fill(0);
   }
 
-  static async create(owner: StateOwner, batch: number, capacity = owner.initialCapacity): Promise<State> {
-    return new State(owner, batch, await owner.session.createState(batch, capacity));
+  /** @param memory claimed for it; given back when the state is closed or can't be made */
+  static create(owner: StateOwner, batch: number, memory: Disposable, capacity = owner.initialCapacity): Promise<State> {
+    return claimed(memory, async () => new State(owner, batch, await owner.session.createState(batch, capacity), memory));
   }
 
   /**
-   * @param admit told of the rows' lengths before any memory is taken; what it throws is thrown
+   * @param claim claims memory for a state of so many rows, before any is taken; what it throws is thrown
    * @throws LayerweaveError `runtime/bad-state-file`, `runtime/other-model-state`, `runtime/context-exceeded`,
    *   `runtime/state-failed`, `runtime/worker-stopped`
    */
-  static async fromFile(owner: StateOwner, path: string, admit: (lengths: readonly number[]) => void): Promise<State> {
+  static async fromFile(owner: StateOwner, path: string, claim: (batch: number) => Disposable): Promise<State> {
     await using file = await StateFile.open(path, owner.manifest);
     const { lengths } = file;
     const { contextLength } = owner.manifest.model;
     lengths.forEach((past, row) => {
       if (contextLength !== null && past > contextLength) fail(runtimeDiagnostics["context-exceeded"], { row, tokens: 0, past, contextLength });
     });
-    admit(lengths);
-    const id = await owner.session.createState(lengths.length, Math.max(owner.initialCapacity, ...lengths));
+    const state = await State.create(owner, lengths.length, claim(lengths.length), Math.max(owner.initialCapacity, ...lengths));
     try {
-      for (const slot of owner.manifest.state.keys()) await owner.session.writeState(id, slot, await file.read(slot));
+      for (const slot of owner.manifest.state.keys()) await owner.session.writeState(state.#id, slot, await file.read(slot));
     } catch (error) {
-      owner.session.releaseState(id);
+      await state[Symbol.asyncDispose]();
       throw error;
     }
-    const state = new State(owner, lengths.length, id);
     state.#lengths = lengths;
     return state;
   }
@@ -128,9 +132,12 @@ export class State implements AsyncDisposable {
     });
   }
 
-  /** Keeps the present content. @throws LayerweaveError `runtime/closed`, `runtime/worker-stopped` */
+  /** Keeps the present content. @throws LayerweaveError `plan/over-budget`, `runtime/closed`, `runtime/worker-stopped` */
   snapshot(): Promise<Snapshot> {
-    return this.#inOrder(async () => new Snapshot(this.owner, await this.owner.session.copyState(this.#id), this.#lengths));
+    return this.#inOrder(() => {
+      const memory = this.owner.claimSnapshot(this.compactBytes);
+      return claimed(memory, async () => new Snapshot(this.owner, await this.owner.session.copyState(this.#id), memory, this.#lengths));
+    });
   }
 
   /**
@@ -221,7 +228,8 @@ export class State implements AsyncDisposable {
    * @throws LayerweaveError `runtime/unknown-row`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
    */
   async clearRow(row: number): Promise<void> {
-    await using empty = await State.create(this.owner, 1, 1);
+    // It lives for the length of this call, and its KV cache has room for one token.
+    await using empty = await State.create(this.owner, 1, { [Symbol.dispose]: () => undefined }, 1);
     await this.setRow(row, empty);
   }
 
@@ -234,18 +242,21 @@ export class State implements AsyncDisposable {
     return bytes.reduce((sum, n) => sum + n, 0);
   }
 
-  /** A snapshot that keeps room only for the tokens it holds, and shares nothing. */
+  /** A snapshot that keeps room only for the tokens it holds, and shares nothing. @throws LayerweaveError as `snapshot` */
   async compactSnapshot(): Promise<Snapshot> {
-    return this.#inOrder(async () => {
+    return this.#inOrder(() => {
       const { session } = this.owner;
-      const copy = await session.createState(this.batch, Math.max(...this.#lengths, 1));
-      try {
-        for (const [row, tokens] of this.#lengths.entries()) await session.copyRow(this.#id, row, tokens, copy, row);
-      } catch (error) {
-        session.releaseState(copy);
-        throw error;
-      }
-      return new Snapshot(this.owner, copy, this.#lengths);
+      const memory = this.owner.claimSnapshot(this.compactBytes);
+      return claimed(memory, async () => {
+        const copy = await session.createState(this.batch, Math.max(...this.#lengths, 1));
+        try {
+          for (const [row, tokens] of this.#lengths.entries()) await session.copyRow(this.#id, row, tokens, copy, row);
+        } catch (error) {
+          session.releaseState(copy);
+          throw error;
+        }
+        return new Snapshot(this.owner, copy, memory, this.#lengths);
+      });
     });
   }
 
@@ -253,6 +264,7 @@ export class State implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
+    this.memory[Symbol.dispose]();
     this.owner.session.releaseState(this.#id);
   }
 
@@ -287,6 +299,16 @@ export class State implements AsyncDisposable {
       if (position >= 0) found.report(runtimeDiagnostics["bad-token"], { row, position, token: ids[position] ?? NaN, vocabSize });
     });
     found.throwIfErrors();
+  }
+}
+
+/** What `make` makes holds on to the memory; when it fails, the memory is given back. */
+async function claimed<T>(memory: Disposable, make: () => Promise<T>): Promise<T> {
+  try {
+    return await make();
+  } catch (error) {
+    memory[Symbol.dispose]();
+    throw error;
   }
 }
 

@@ -6,6 +6,7 @@ import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
 import { loadingStatus } from "../loading.js";
+import { memoryLine } from "../memory-line.js";
 import type { Terminal } from "../terminal.js";
 
 export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenIds"> {
@@ -67,6 +68,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     return generation.stats;
   });
   if (!stats) return;
+  const memory = await model.memory();
   const speed = speedOf(stats);
   const card = (await model.session.memory())?.card;
   if (card) terminal.note(`${formatBytes(card.weights)} of weights loaded at ${formatBytes(card.weights / card.loadSeconds)}/s, ${formatBytes(card.usedNow - card.usedBefore)} of the card taken, ${formatBytes(card.usedNow)} of ${formatBytes(card.total)} used`);
@@ -76,6 +78,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
   terminal.note(
     `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}, ${model.backend.name} backend`,
   );
+  terminal.note(memoryLine(memory));
   terminal.result({
     ...(model.tokenizer ? { text } : {}),
     tokenIds: generated,
@@ -91,6 +94,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     backend: model.backend,
     ...(card ? { card } : {}),
     reservedBytes: model.reservation.plan.bytes.total,
+    memory,
     warnings: refusal ? [refusal] : [],
   });
 }

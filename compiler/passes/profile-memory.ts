@@ -1,7 +1,7 @@
 import { invariant } from "../../core/diagnostics.js";
 import { addDims, type Dim, divideDims, elementCount, mulDims, termsOf } from "../../core/dim.js";
 import { bytesPerElement, type Dtype } from "../../core/dtype.js";
-import type { LiveSet } from "../../core/plan/profile.js";
+import type { KernelCall, LiveSet } from "../../core/plan/profile.js";
 import type { Value } from "../ir/graph.js";
 import type { Routing, Schedule, Step } from "./profile-schedule.js";
 import { moments, type Temporary } from "./profile-workspace.js";
@@ -55,7 +55,8 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
       for (const [name] of madeBy[i] ?? []) if ((lastUse.get(name) ?? 0) > end && !step.outputs.some((v) => isShapeVector(step, v))) twins.set(name, twin);
     });
 
-  const held = new Holdings(routings, new Basis(phase === "decode", computeDtype));
+  const basis = new Basis(phase === "decode", computeDtype);
+  const held = new Holdings(routings, basis);
   const frontier = new Frontier();
   const heldOf = new Map(madeBy.flat());
   let layer = -1;
@@ -67,10 +68,11 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
     const made = (madeBy[i] ?? []).filter(([name]) => !alive.has(name));
     for (const moment of moments(step, phase)) {
       // Without anything freed or only needed meanwhile, the next moment holds all that this one does.
-      if (freed[i]?.length === 0 && moment.temporary.length === 0 && i + 1 < steps.length) continue;
+      if (freed[i]?.length === 0 && moment.temporary.length === 0 && !moment.kernel && i + 1 < steps.length) continue;
       const during = [...(moment.results ? made.map(([, tensor]) => tensor) : []), ...moment.temporary.map((t) => tensors.temporary(t))];
       for (const tensor of during) held.change(tensor, 1);
-      frontier.add(step.name, held);
+      const kernel = moment.kernel && "rows" in moment.kernel ? { ...moment.kernel, rows: basis.dim(moment.kernel.rows) } : moment.kernel;
+      frontier.add({ at: step.name, ...(kernel && { kernel }) }, held);
       for (const tensor of during) held.change(tensor, -1);
     }
     for (const [name, tensor] of made) {
@@ -84,7 +86,7 @@ export function liveSets({ steps, resident, outputs, routings }: Schedule, { lay
       held.change(tensor, -1 - (twins.get(name)?.others.length ?? 0));
     }
   });
-  return frontier.sets.map(({ at, tensors: held }) => ({ at: at.replace(/^\/layers\.(\d+)/, (_, number) => `/layers.${layers[Number(number)]}`), tensors: held }));
+  return frontier.sets.map((set) => ({ ...set, at: set.at.replace(/^\/layers\.(\d+)/, (_, number) => `/layers.${layers[Number(number)]}`) }));
 }
 
 /** Equal tensors as one object, so that they are counted without being compared. */
@@ -244,15 +246,22 @@ class Holdings {
   }
 }
 
+/** Whether one kernel needs at least what another does, on any device and for any sizes. */
+function needsAsMuch(one: KernelCall | undefined, other: KernelCall | undefined): boolean {
+  if (!other || one === other) return true;
+  if (one?.op === "QuantizedLinear" && other.op === "QuantizedLinear") return one.rows === other.rows && one.depth >= other.depth;
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
 /** The moments that no other exceeds in every term. */
 class Frontier {
   #kept: { readonly set: LiveSet; readonly worst: Polynomial; readonly even: Polynomial }[] = [];
 
-  add(at: string, held: Holdings): void {
+  add({ at, kernel }: Omit<LiveSet, "tensors">, held: Holdings): void {
     const [worst, even] = held.total();
-    if (this.#kept.some((other) => other.worst.covers(worst) && other.even.covers(even))) return;
-    this.#kept = this.#kept.filter((other) => !(worst.covers(other.worst) && even.covers(other.even)));
-    this.#kept.push({ set: { at, tensors: held.tensors() }, worst: worst.copy(), even: even.copy() });
+    if (this.#kept.some((other) => other.worst.covers(worst) && other.even.covers(even) && needsAsMuch(other.set.kernel, kernel))) return;
+    this.#kept = this.#kept.filter((other) => !(worst.covers(other.worst) && even.covers(other.even) && needsAsMuch(kernel, other.set.kernel)));
+    this.#kept.push({ set: { at, tensors: held.tensors(), ...(kernel && { kernel }) }, worst: worst.copy(), even: even.copy() });
   }
 
   get sets(): LiveSet[] {

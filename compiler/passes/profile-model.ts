@@ -61,8 +61,9 @@ function once<T>(make: () => T): () => T {
 /**
  * Everything the planner needs of a layout, without writing or reading a file.
  * `dtype`: storage of matrices; what is not a matrix is float32, as `compile` stores it without a checkpoint.
+ * `quantize`: what the plan that is asked for quantises, which decides what a run holds; the weights are still those of `dtype`.
  */
-export function planModel(layout: Layout, target: Target, dtype: StorageDtype): PlanModel {
+export function planModel(layout: Layout, target: Target, dtype: StorageDtype, quantize: Quantization = "none"): PlanModel {
   const blocks = toBlocks(layout, target);
   const parameters = allParameters(blocks);
   return {
@@ -77,7 +78,7 @@ export function planModel(layout: Layout, target: Target, dtype: StorageDtype): 
     }),
     tiedEmbeddings: layout.tieEmbeddings,
     state: blocks.ops.flatMap((op) => op.state),
-    profile: profileLayout(layout, target),
+    profile: profileLayout(layout, target, quantize),
   };
 }
 

@@ -2,6 +2,7 @@ import { addDims, type Dim, elementCount, mulDims } from "../../core/dim.js";
 import { invariant } from "../../core/diagnostics.js";
 import type { Dtype } from "../../core/dtype.js";
 import type { Graph, Value } from "../ir/graph.js";
+import type { KernelCall } from "../../core/plan/profile.js";
 import { int } from "../ops/definition.js";
 import type { Step } from "./profile-schedule.js";
 
@@ -9,6 +10,8 @@ import type { Step } from "./profile-schedule.js";
 export interface Moment {
   readonly results: boolean;
   readonly temporary: readonly Temporary[];
+  /** One of our ops, when it runs as a kernel of its own: the device decides what that needs. */
+  readonly kernel?: KernelCall;
 }
 
 export interface Temporary {
@@ -21,8 +24,7 @@ const convBuffer = 16_384;
 
 /**
  * The moments of a node. Nodes that aren't named here allocate their results and nothing else; what the named ones allocate was
- * read off the allocator of ONNX Runtime 1.29's CPU provider, and is held to it by tests. The figures of our own ops, when they
- * run as one kernel, are the kernels' design.
+ * read off the allocator of ONNX Runtime 1.29's CPU provider, and is held to it by tests.
  */
 export function moments(step: Step, phase: "prefill" | "decode"): readonly Moment[] {
   const one = (...temporary: Moment["temporary"]): readonly Moment[] => [{ results: true, temporary }];
@@ -38,12 +40,27 @@ export function moments(step: Step, phase: "prefill" | "decode"): readonly Momen
       return phase === "decode" ? one() : one(float(convBuffer));
     case "Scan":
       return scan(step, phase);
-    case "ai.layerweave::MoE": {
-      // Grouped products over topK · M gathered rows: the rows, gate and up side by side, and their product.
-      const [x, gate] = [at(step, 0), at(step, 2)]; // [M, D], [F, D]
-      const rows = mulDims(int(step.attributes, "top_k"), x.shape[0] as Dim);
-      const [dFf, dModel] = gate.shape as readonly [Dim, Dim];
-      return one(float(mulDims(rows, dModel)), float(mulDims(2, rows, dFf)), float(mulDims(rows, dFf)));
+    case "ai.layerweave::QuantizedLinear":
+      return kernel({ op: "QuantizedLinear", rows: rowsOf(step), depth: extent(step, 1, 1) }); // [N, K]
+    case "ai.layerweave::MoE":
+      return kernel({
+        op: "MoE",
+        int8: at(step, 2).dtype === "int8",
+        rows: rowsOf(step),
+        nExperts: int(step.attributes, "n_experts"),
+        topK: int(step.attributes, "top_k"),
+        dModel: extent(step, 2, 1), // [F, D]
+        dFf: extent(step, 2, 0),
+      });
+    case "ai.layerweave::CachedAttention": {
+      const window = int(step.attributes, "window");
+      return kernel({
+        op: "CachedAttention",
+        nHeads: int(step.attributes, "n_heads"),
+        nKvHeads: int(step.attributes, "n_kv_heads"),
+        headDim: extent(step, 3, 3), // [B, G, S, P]
+        ...(window > 0 ? { window } : {}),
+      });
     }
     case "ai.layerweave::PackedLinear": {
       const x = at(step, 0); // [M, K]
@@ -104,6 +121,17 @@ const float = (elements: Dim): Temporary => ({ elements, dtype: "float32" });
 function tensor(value: Value | null): Temporary {
   invariant(value, "a scan without an input");
   return { elements: elementCount(value.shape), dtype: value.dtype };
+}
+
+const kernel = (call: KernelCall): readonly Moment[] => [{ results: true, temporary: [], kernel: call }];
+
+/** M of the input [M, …] that a kernel works on row by row. */
+const rowsOf = (step: Step): Dim => at(step, 0).shape[0] as Dim;
+
+function extent(step: Step, input: number, axis: number): number {
+  const dim = at(step, input).shape[axis];
+  invariant(typeof dim === "number", `${step.name}: axis ${axis} of input ${input} is no number`);
+  return dim;
 }
 
 function at(step: Step, index: number): Value {

@@ -67,7 +67,8 @@ const script = createRequire(import.meta.url).resolve("#dist/compiler/weights/pi
 
 class PieceWorker {
   // The process's own flags (`--input-type`, loaders) are about its program, and some stop a worker from starting.
-  readonly #worker = new Worker(script, { execArgv: [] });
+  // A young generation of its usual size would fill with what every call leaves, in every worker, before anything is freed.
+  readonly #worker = new Worker(script, { execArgv: [], resourceLimits: { maxYoungGenerationSizeMb: 2 } });
   readonly #waiting = new Map<number, Waiting>();
   #nextId = 0;
   #ended: unknown;

@@ -8,8 +8,11 @@ const figure = z.strictObject({ value: z.number().positive(), source: z.string()
 
 const deviceSchema = z.strictObject({
   name: z.string().min(1),
-  /** `bodies`: stock ONNX Runtime, our ops as function bodies. `kernels`: our ops as kernels, state updated in place. */
-  execution: z.enum(["bodies", "kernels"]),
+  /**
+   * `bodies`: stock ONNX Runtime on the CPU, our ops as function bodies. `cpu-kernels`: the native runtime on the CPU, our ops as
+   * kernels, the KV cache updated in place. `kernels`: our ops as kernels on a GPU, all state updated in place.
+   */
+  execution: z.enum(["bodies", "cpu-kernels", "kernels"]),
   /** Type of activations, of the KV cache and of conv states. */
   computeDtype: z.enum(storageDtypes),
   /** Bytes of the device; null: it differs, and a budget must be given. */
@@ -76,6 +79,17 @@ const builtIn: readonly Device[] = [
     vectorRate: { value: 0.6e9, source: "measured scan as a function body by one thread of the same machine" },
     runtime: { value: 95e6, source: "measured resident set of a Node 20 process with the portable runtime and its worker thread, weights taken off" },
     allocator: { granularity: { value: 256, source: "BFCArena::kMinAllocationSize of ONNX Runtime 1.29" }, growth: "power-of-two" },
+  },
+  {
+    name: "cpu-native",
+    execution: "cpu-kernels",
+    computeDtype: "float32",
+    memory: null,
+    bandwidth: { value: 32e9, source: "measured copy, read and written, by one thread of an AMD EPYC virtual machine (Zen 5)" },
+    matrixRates: { float32: { value: 216e9, source: "measured multiply-adds by one thread of the same machine" } },
+    vectorRate: { value: 47e9, source: "the scan kernel's instructions at the rate of the same machine (docs/performance.md)" },
+    runtime: { value: 107e6, source: "measured resident set of a Node 20 process with the native runtime, its weights, allocator and state taken off" },
+    allocator: { granularity: { value: 256, source: "BFCArena::kMinAllocationSize of ONNX Runtime 1.29" }, growth: "exact" },
   },
 ];
 

@@ -1,7 +1,9 @@
 import { invariant } from "../diagnostics.js";
 import { type Dim, termsOf } from "../dim.js";
 import { bytesPerElement } from "../dtype.js";
+import type { Device } from "./devices.js";
 import type { LiveSet } from "./profile.js";
+import { workspaceOf } from "./workspace.js";
 
 /** Values of B, T, S and L. */
 export interface Sizes {
@@ -28,22 +30,29 @@ export interface Peak {
 
 type Compiled = (sizes: Sizes) => number;
 
-/** Finds the peak among a phase's moments, which are parsed once. */
-export function peakFinder(sets: readonly LiveSet[]): (sizes: Sizes, computeBytes: number, granularity: number) => Peak {
-  const compiled = sets.map(({ at, tensors }) => ({
+/**
+ * Finds the peak among a phase's moments, which are parsed once. The native runtime makes the logits' buffer before a run, outside
+ * of ONNX Runtime's allocator; elsewhere it is there from the node that fills it.
+ */
+export function peakFinder(sets: readonly LiveSet[], execution: Device["execution"]): (sizes: Sizes, computeBytes: number, granularity: number) => Peak {
+  const compiled = sets.map(({ at, tensors, kernel }) => ({
     at,
-    tensors: tensors.map(({ count, elements, spread, dtype, use }) => {
-      const most = compile(elements);
-      return { count, most, spread: spread === undefined ? most : compile(spread), bytes: dtype === "compute" ? undefined : bytesPerElement[dtype], use };
-    }),
+    kernel: kernel && { call: kernel, rows: compile("rows" in kernel ? kernel.rows : 0) },
+    tensors: tensors
+      .filter(({ use }) => use !== "logits" || execution !== "cpu-kernels")
+      .map(({ count, elements, spread, dtype, use }) => {
+        const most = compile(elements);
+        return { count, most, spread: spread === undefined ? most : compile(spread), bytes: dtype === "compute" ? undefined : bytesPerElement[dtype], use };
+      }),
   }));
+  const bound = execution === "cpu-kernels" ? sets.flatMap(({ tensors }) => tensors.filter(({ use }) => use === "logits").map(({ elements }) => compile(elements))) : [];
   return (sizes, computeBytes, granularity) => {
     let peak: Peak | undefined;
     let spread = 0;
-    for (const { at, tensors } of compiled) {
-      const sums = { activation: 0, workspace: 0, logits: 0 };
-      let rounded = 0;
-      let even = 0;
+    const logits = Math.max(0, ...bound.map((elements) => elements(sizes) * computeBytes));
+    for (const { at, tensors, kernel } of compiled) {
+      const sums = { activation: 0, workspace: 0, logits };
+      let [rounded, even] = [logits, logits];
       for (const tensor of tensors) {
         const size = tensor.bytes ?? computeBytes;
         const bytes = tensor.most(sizes) * size;
@@ -51,6 +60,12 @@ export function peakFinder(sets: readonly LiveSet[]): (sizes: Sizes, computeByte
         rounded += tensor.count * roundUp(bytes, granularity);
         even += tensor.count * roundUp(Math.ceil(tensor.spread(sizes)) * size, granularity);
       }
+      if (kernel)
+        for (const bytes of workspaceOf(kernel.call, kernel.rows(sizes), sizes, execution, computeBytes)) {
+          sums.workspace += bytes;
+          rounded += roundUp(bytes, granularity);
+          even += roundUp(bytes, granularity);
+        }
       spread = Math.max(spread, even);
       if (!peak || rounded > peak.total)
         peak = { at, activations: sums.activation, workspace: sums.workspace, logits: sums.logits, rounding: rounded - sums.activation - sums.workspace - sums.logits, total: rounded, spread };

@@ -7,7 +7,7 @@ import type { PlanModel } from "./model.js";
 import { type Peak, peakFinder, roundUp } from "./peak.js";
 import { type Roofline, roofline } from "./roofline.js";
 import { checkedCount, formatBytes, formatCount, mostTokens } from "./sizes.js";
-import { cpuCopies, type Quantization, type WeightItem, weightItems } from "./weights.js";
+import { cpuWeightMemory, type Quantization, type WeightItem, weightItems } from "./weights.js";
 
 export interface PlanOptions {
   readonly device: Device;
@@ -45,6 +45,17 @@ export interface PlanBytes {
   readonly total: number;
 }
 
+/** The same bytes by who holds them, without the runtime's own: what a measurement can be laid beside. */
+export interface PlanHolders {
+  /** Weights that the session's allocator doesn't hold: those used in their files, and those widened while loading. */
+  readonly weights: number;
+  /** The session's allocator: packed weights, activations and workspace. */
+  readonly arena: number;
+  /** Buffers of state. */
+  readonly state: number;
+  readonly logits: number;
+}
+
 /** Something that could be done differently, and what the whole then needs. */
 export interface Relief {
   readonly change: string;
@@ -62,6 +73,7 @@ export interface Plan {
   readonly quantize: Quantization;
   readonly parameters: { readonly total: number; readonly active: number };
   readonly bytes: PlanBytes;
+  readonly holders: PlanHolders;
   readonly weights: readonly WeightItem[];
   /** The run that fills the cache's last chunk, and the step after it; the larger one counts. */
   readonly prefill: Peak;
@@ -91,7 +103,7 @@ export function plan(model: PlanModel, options: PlanOptions): Plan {
   const budget = options.budget ?? device.memory?.value ?? fail(planDiagnostics["no-budget"], { device: device.name });
 
   const account = accountant(model, options);
-  const { bytes, prefill, decode } = account(context, batch);
+  const { bytes, holders, prefill, decode } = account(context, batch);
   const fits = bytes.total <= budget;
   const maxContext = largest(mostTokens, (n) => account(n, batch).bytes.total <= budget);
   const maxBatch = largest(mostTokens, (n) => account(context, n).bytes.total <= budget);
@@ -104,6 +116,7 @@ export function plan(model: PlanModel, options: PlanOptions): Plan {
     quantize,
     parameters: model.parameters,
     bytes,
+    holders,
     weights: weightItems(model.weights, quantize),
     prefill,
     decode,
@@ -145,22 +158,23 @@ export function overBudget({ model, bytes: { total, ...items }, budget, reliefs 
   });
 }
 
-type Account = (context: number, batch: number) => { readonly bytes: PlanBytes; readonly prefill: Peak; readonly decode: Peak };
+type Account = (context: number, batch: number) => Pick<Plan, "bytes" | "holders" | "prefill" | "decode">;
 
 /** The bytes of a model as a function of context and batch, everything else fixed. */
 function accountant(model: PlanModel, options: PlanOptions): Account {
   const { device, quantize } = options;
-  const execution = model.profile[device.execution] ?? fail(planDiagnostics["needs-kernels"], { model: model.name, device: device.name });
-  const prefillPeak = peakFinder(execution.prefill);
-  const decodePeak = peakFinder(execution.decode);
+  const { execution } = device;
+  const profile = model.profile[execution === "bodies" ? "bodies" : "kernels"] ?? fail(planDiagnostics["needs-kernels"], { model: model.name, device: device.name });
+  const prefillPeak = peakFinder(profile.prefill, execution);
+  const decodePeak = peakFinder(profile.decode, execution);
   const weights = weightItems(model.weights, quantize).reduce((sum, item) => sum + item.bytes, 0);
-  const weightCopies = device.execution === "bodies" ? cpuCopies(model, quantize) : 0;
+  const held = execution === "kernels" ? { mapped: 0, widened: 0, packed: weights } : cpuWeightMemory(model, quantize, execution);
   const granularity = device.allocator.granularity.value;
   const computeBytes = bytesPerElement[device.computeDtype];
   const rows = model.state.map((slot) => ({ slot, bytes: rowBytes(slot, options) }));
   const ofRole = (role: StateSlot["role"]) => added(rows.filter(({ slot }) => slot.role === role).map(({ bytes }) => bytes));
   const state = { key: ofRole("key"), value: ofRole("value"), conv_state: ofRole("conv_state"), ssm_state: ofRole("ssm_state") };
-  const copies = added(rows.filter(({ slot }) => device.execution === "bodies" && slot.update === "swap").map(({ bytes }) => bytes));
+  const copies = added(rows.filter(({ slot }) => hasSecondBuffer(slot, execution)).map(({ bytes }) => bytes));
   return (context, batch) => {
     const sizes = { B: batch, S: context, L: 1 };
     const tokens = Math.min(options.chunk ?? context, context);
@@ -174,15 +188,29 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
       convState: bytesOf(state.conv_state),
       ssmState: bytesOf(state.ssm_state),
       stateCopies: bytesOf(copies),
-      weightCopies,
+      weightCopies: held.mapped + held.widened + held.packed - weights,
       activations: peak.activations,
       logits: peak.logits,
       workspace: peak.workspace,
       allocator: peak.rounding + poolGrowth(peak.total, device),
       runtime: device.runtime.value,
     };
-    return { bytes: { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) }, prefill, decode };
+    const holders = {
+      weights: held.mapped + held.widened,
+      arena: held.packed + parts.activations + parts.workspace + parts.allocator,
+      state: parts.kvCache + parts.convState + parts.ssmState + parts.stateCopies,
+      logits: parts.logits,
+    };
+    return { bytes: { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) }, holders, prefill, decode };
   };
+}
+
+/**
+ * Stock ONNX Runtime writes what it can't write in place beside what it reads. Sessions of ours do so for recurrent state, which
+ * a prefill that fails halfway must leave as it was; what is written into a KV cache lies beyond the positions that count.
+ */
+function hasSecondBuffer({ update, rewind }: StateSlot, execution: Device["execution"]): boolean {
+  return execution === "bodies" ? update === "swap" : rewind === "snapshot";
 }
 
 /** Bytes of state for each row: some, and some for each position it has room for. */
@@ -202,7 +230,7 @@ const added = (parts: readonly RowBytes[]): RowBytes => ({ fixed: parts.reduce((
 
 function dtypeOf({ role, dtype }: StateSlot, { device, kvDtype, stateDtype }: PlanOptions): Dtype {
   if (role === "ssm_state") return stateDtype ?? dtype;
-  const own = device.execution === "kernels" ? device.computeDtype : dtype;
+  const own = device.execution === "bodies" ? dtype : device.computeDtype;
   return role === "conv_state" ? own : (kvDtype ?? own);
 }
 

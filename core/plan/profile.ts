@@ -20,11 +20,22 @@ const tensors = z.strictObject({
   use: z.enum(["activation", "workspace", "logits"]),
 });
 
+const extent = z.int().positive();
+
+/** A node of one of our ops by what decides how much its kernel needs beside inputs and results (`workspaceOf`). */
+const kernelCallSchema = z.discriminatedUnion("op", [
+  z.strictObject({ op: z.literal("QuantizedLinear"), rows: polynomial, depth: extent }),
+  z.strictObject({ op: z.literal("MoE"), int8: z.boolean(), rows: polynomial, nExperts: extent, topK: extent, dModel: extent, dFf: extent }),
+  z.strictObject({ op: z.literal("CachedAttention"), nHeads: extent, nKvHeads: extent, headDim: extent, window: extent.optional() }),
+]);
+export type KernelCall = z.infer<typeof kernelCallSchema>;
+
 /** Everything a run holds at one moment, beside weights and state. */
 const liveSetSchema = z.strictObject({
   /** The node that runs. */
   at: z.string(),
   tensors: z.array(tensors),
+  kernel: kernelCallSchema.optional(),
 });
 export type LiveSet = z.infer<typeof liveSetSchema>;
 

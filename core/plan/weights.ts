@@ -53,32 +53,50 @@ export function weightItems(weights: readonly PlannedWeight[], quantize: Quantiz
 /** Output channels that MLAS packs together (`MlasGemmPackBSize`). */
 const packedColumns = 16;
 
+/** Where the bytes of weights are while a model is loaded. */
+export interface WeightMemory {
+  /** Used in the files, which are mapped. */
+  readonly mapped: number;
+  /** float32 copies that ONNX Runtime makes of others while loading, outside of its allocator. */
+  readonly widened: number;
+  /** Packed for matrix products, by its allocator. */
+  readonly packed: number;
+}
+
 /**
- * What stock ONNX Runtime holds on the CPU beyond the stored bytes: weights that aren't float32 are widened while loading, and
- * those of matrix products are packed anew, after which their mapped pages are given back, unless something else reads them too.
- * int8 weights are widened in each run, one at a time, which the profile of a compiled folder counts among the activations.
+ * Weights on the CPU: those that aren't float32 are widened while loading, and those of ONNX Runtime's matrix products are packed
+ * anew, after which their mapped pages are given back, unless something else reads them too. Our kernels read experts and routers
+ * in place. int8 weights stay as they are; function bodies widen them in each run, one at a time, which the profile of a compiled
+ * folder counts among the activations.
  */
-export function cpuCopies({ weights, tiedEmbeddings }: PlanModel, quantize: Quantization): number {
-  let bytes = 0;
+export function cpuWeightMemory({ weights, tiedEmbeddings }: PlanModel, quantize: Quantization, execution: "bodies" | "cpu-kernels"): WeightMemory {
+  const held = { mapped: 0, widened: 0, packed: 0 };
   for (const weight of weights) {
-    if (weight.dtype === "int8" || isQuantized(weight, quantize)) continue;
-    const wide = elementsOf(weight) * bytesPerElement.float32;
     const isTable = weight.kind === "embedding";
     const [out = 0, inner = 0] = weight.shape;
+    const wide = elementsOf(weight) * bytesPerElement.float32;
     const packed = roundUp(out, packedColumns) * inner * bytesPerElement.float32;
-    if (isTable && tiedEmbeddings) bytes += packed + (weight.dtype === "float32" ? 0 : wide - weight.bytes);
-    else if (isLinear(weight) || weight.kind === "router") bytes += packed - weight.bytes;
-    else if (!isTable) bytes += wide - weight.bytes;
+    const inPlace = execution === "cpu-kernels" && (weight.kind === "experts" || weight.kind === "router");
+    if (becomesInt8(weight, quantize)) held.mapped += quantizedBytes(weight);
+    else if (weight.dtype === "int8") held.mapped += weight.bytes;
+    else if (!inPlace && (isLinear(weight) || weight.kind === "router")) held.packed += packed;
+    else {
+      if (isTable && tiedEmbeddings) held.packed += packed;
+      if (weight.dtype === "float32" || (isTable && !tiedEmbeddings)) held.mapped += weight.bytes;
+      else held.widened += wide;
+    }
   }
-  return bytes;
+  return held;
 }
+
+const quantizedBytes = (weight: PlannedWeight): number => elementsOf(weight) + rowsOf(weight) * bytesPerElement.float32;
 
 /** Bytes of weights that a step over `tokens` tokens reads: of the embedding only their rows, of experts those that some token chose. */
 export function weightBytesRead(model: PlanModel, quantize: Quantization, tokens: number): number {
   const shares = expertShare(model, tokens);
   return model.weights.reduce((sum, weight) => {
     const quantized = becomesInt8(weight, quantize);
-    const bytes = quantized ? elementsOf(weight) + rowsOf(weight) * bytesPerElement.float32 : weight.bytes;
+    const bytes = quantized ? quantizedBytes(weight) : weight.bytes;
     if (weight.kind === "embedding") return sum + (model.tiedEmbeddings ? bytes : 0) + (tokens * bytes) / (weight.shape[0] ?? 1);
     return sum + bytes * (weight.kind === "experts" ? shares : 1);
   }, 0);

@@ -40,9 +40,11 @@ export interface SessionMemory {
   /** ONNX Runtime's allocator: weights it copied or packed, and activations. Weights used where the file is mapped don't count. */
   readonly arena: number;
   readonly arenaPeak: number;
-  /** Buffers of all states. */
+  /** Buffers of all states, at their full size: pages that no token has reached take no memory. */
   readonly state: number;
   readonly statePeak: number;
+  /** The largest run's logits, which then belong to JavaScript. */
+  readonly logitsPeak: number;
   /** On a card: the weights, which lie beside ONNX Runtime's allocator, and what the driver says of the card's memory. */
   readonly card?: CardMemory;
 }
@@ -56,6 +58,14 @@ export interface CardMemory {
   readonly usedBefore: number;
   readonly usedNow: number;
   readonly total: number;
+}
+
+/** What a device reaches, measured the way a session uses it. */
+export interface DeviceRates {
+  /** Bytes read and bytes written, added up: a copy of n bytes moves 2 · n. */
+  readonly copyBytesPerSecond: number;
+  /** Of a large matrix product in the type that activations have; a multiplication and an addition are two. */
+  readonly gemmOperationsPerSecond: number;
 }
 
 /**
@@ -86,6 +96,8 @@ export interface BackendSession {
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   /** What the session holds; null where the backend can't tell. */
   memory(): Promise<SessionMemory | null>;
+  /** Measures the device with as many threads as the session has, for a few seconds; meaningful while nothing else runs on it. */
+  measureDevice(): Promise<DeviceRates>;
   /** Finishes the calls already made, then frees everything. Calling it again waits for the same end. */
   close(): Promise<void>;
 }

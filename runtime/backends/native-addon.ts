@@ -53,7 +53,7 @@ export interface AddonSession {
   readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
   writeState(state: StateId, slot: number, numbers: Float32Array): Promise<void>;
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
-  memory(): Promise<SessionMemory>;
+  memory(): Promise<Omit<SessionMemory, "logitsPeak">>;
   close(): Promise<void>;
 }
 

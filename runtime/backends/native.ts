@@ -2,15 +2,16 @@ import { join } from "node:path";
 import { LayerweaveError, diagnostic, fail, invariant, type Diagnostic } from "../../core/diagnostics.js";
 import type { Manifest, StateSlot } from "../../core/manifest.js";
 import { runtimeDiagnostics } from "../diagnostics.js";
-import type { Backend, BackendSession, ForwardRequest, OpenRequest, SessionMemory, SlotContent, StateId } from "./backend.js";
+import type { Backend, BackendSession, DeviceRates, ForwardRequest, OpenRequest, SessionMemory, SlotContent, StateId } from "./backend.js";
+import { measureCpu } from "./measure-cpu.js";
 import type { AddonSession, AddonSessionOptions, NativeRuntime } from "./native-addon.js";
 import { originInMessage } from "./portable.js";
 
 /** [B] as the graph takes it. */
 const int64 = (values: readonly number[]): BigInt64Array => BigInt64Array.from(values, BigInt);
 
-/** How allocators of C++, of ONNX Runtime and of CUDA say that there is no memory. */
-const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2:/;
+/** How allocators of C++, of ONNX Runtime and of CUDA say that there is no memory, and a thread that there is none for its stack. */
+const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for|Resource temporarily unavailable|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2:/;
 
 /** Whose memory a session uses. */
 type Owner = "system" | "card";
@@ -27,11 +28,13 @@ async function described<Value>(owner: Owner, doing: string, work: () => Promise
 
 class NativeSession implements BackendSession {
   #closing: Promise<void> | undefined;
+  #logitsPeak = 0;
 
   constructor(
     private readonly session: AddonSession,
     private readonly origins: Manifest["origins"],
     private readonly owner: Owner,
+    private readonly threads: number,
   ) {}
 
   createState(batch: number, capacity: number): Promise<StateId> {
@@ -47,13 +50,15 @@ class NativeSession implements BackendSession {
     this.#ofState(() => this.session.releaseState(state)).catch(() => undefined);
   }
 
-  forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
-    return described(
+  async forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
+    const logits = await described(
       this.owner,
       "run the model",
       () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices),
       (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)),
     );
+    this.#logitsPeak = Math.max(this.#logitsPeak, logits.byteLength);
+    return logits;
   }
 
   readState(state: StateId, slot: number, positions?: number): Promise<SlotContent> {
@@ -68,8 +73,12 @@ class NativeSession implements BackendSession {
     return this.#ofState(() => this.session.copyRow(from, fromRow, tokens, to, toRow));
   }
 
-  memory(): Promise<SessionMemory> {
-    return this.session.memory();
+  async memory(): Promise<SessionMemory> {
+    return { ...(await this.session.memory()), logitsPeak: this.#logitsPeak };
+  }
+
+  measureDevice(): Promise<DeviceRates> {
+    return measureCpu(this.threads);
   }
 
   close(): Promise<void> {
@@ -128,7 +137,7 @@ export async function openSession(
     () => addon.openSession(options),
     (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
   );
-  return new NativeSession(session, manifest.origins, owner);
+  return new NativeSession(session, manifest.origins, owner, threads);
 }
 
 /** Our addon over ONNX Runtime's C API, on the CPU. A thread of its own runs each session, so the one that asks stays free. */

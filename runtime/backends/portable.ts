@@ -3,7 +3,8 @@ import { LayerweaveError, diagnostic, fail, type Diagnostic } from "../../core/d
 import type { Manifest } from "../../core/manifest.js";
 import type { Origin } from "../../core/origin.js";
 import { runtimeDiagnostics } from "../diagnostics.js";
-import type { Backend, BackendSession, ForwardRequest, OpenRequest, SlotContent, StateId } from "./backend.js";
+import type { Backend, BackendSession, DeviceRates, ForwardRequest, OpenRequest, SlotContent, StateId } from "./backend.js";
+import { measureCpu } from "./measure-cpu.js";
 import type { PortableModel, PortableRequest } from "./portable-worker.js";
 import { WorkerChannel, WorkerProblem } from "./worker-channel.js";
 
@@ -28,6 +29,7 @@ class PortableSession implements BackendSession {
   constructor(
     private readonly channel: WorkerChannel<PortableRequest, PortableModel>,
     private readonly origins: Manifest["origins"],
+    private readonly threads: number,
   ) {}
 
   createState(batch: number, capacity: number): Promise<StateId> {
@@ -71,6 +73,10 @@ class PortableSession implements BackendSession {
     return null;
   }
 
+  measureDevice(): Promise<DeviceRates> {
+    return measureCpu(this.threads);
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.channel.call({ kind: "close" }).then(
       () => this.channel.ended(),
@@ -109,7 +115,7 @@ export const portable: Backend = {
       state: manifest.state,
       contextLength: manifest.model.contextLength,
     };
-    const session = new PortableSession(new WorkerChannel(new URL("./portable-worker.js", import.meta.url), model), manifest.origins);
+    const session = new PortableSession(new WorkerChannel(new URL("./portable-worker.js", import.meta.url), model), manifest.origins, threads);
     try {
       await session.load(folder);
     } catch (error) {

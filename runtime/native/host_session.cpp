@@ -1,6 +1,7 @@
 #include "host_session.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "bindings.h"
@@ -8,6 +9,43 @@
 namespace layerweave {
 
 namespace {
+
+/**
+ * Registers an arena with the process's environment. A session that is made meanwhile takes it over, and nobody else: so its
+ * statistics are that session's, and closing the session frees it.
+ *
+ * It splits every chunk: by default as much as half of a chunk stays unused and counts as in use.
+ */
+class ArenaForSession {
+ public:
+  explicit ArenaForSession(const OrtLibrary& ort) : ort_(ort), lock_(mutex()), info_(make_info(ort)) {
+    const OrtApi& api = ort.api();
+    constexpr const char* kKeys[] = {"arena_extend_strategy", "max_dead_bytes_per_chunk"};
+    constexpr size_t kValues[] = {1 /* grows by what is asked for */, 1};
+    OrtArenaCfg* config = nullptr;
+    ort.check(api.CreateArenaCfgV2(kKeys, kValues, 2, &config));
+    const OrtOwned<OrtArenaCfg> owned(config, api.ReleaseArenaCfg);
+    ort.check(api.CreateAndRegisterAllocator(ort.env(), info_.get(), config));
+  }
+  ~ArenaForSession() { ort_.api().ReleaseStatus(ort_.api().UnregisterAllocator(ort_.env(), info_.get())); }
+  ArenaForSession(const ArenaForSession&) = delete;
+  ArenaForSession& operator=(const ArenaForSession&) = delete;
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  static OrtOwned<OrtMemoryInfo> make_info(const OrtLibrary& ort) {
+    OrtMemoryInfo* info = nullptr;
+    ort.check(ort.api().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &info));
+    return {info, ort.api().ReleaseMemoryInfo};
+  }
+
+  const OrtLibrary& ort_;
+  const std::lock_guard<std::mutex> lock_;
+  const OrtOwned<OrtMemoryInfo> info_;
+};
 
 OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec, OrtSessionOptions* options) {
   const OrtApi& api = ort.api();
@@ -18,7 +56,11 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   ort.check(api.SetInterOpNumThreads(options, 1));
   // Threads that spin between operators take the cores the event loop needs.
   ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"));
+  // A pattern would be one block for all of a run's tensors, larger than what is ever in use at once, with kernels' workspace beside it.
+  ort.check(api.DisableMemPattern(options));
+  ort.check(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
   if (!spec.kernels.empty()) ort.check(api.RegisterCustomOpsLibrary_V2(options, spec.kernels.c_str()));
+  const ArenaForSession arena(ort);
   OrtSession* session = nullptr;
   ort.check(api.CreateSession(ort.env(), spec.graph.c_str(), options, &session));
   return {session, api.ReleaseSession};

@@ -21,7 +21,7 @@ class OrtLibrary {
   static const OrtLibrary& open(const std::string& path);
 
   const OrtApi& api() const { return *api_; }
-  const OrtEnv* env() const { return env_; }
+  OrtEnv* env() const { return env_; }
   const std::string& version() const { return version_; }
   /** The folder it was loaded from; it looks there for its execution providers. */
   const std::string& folder() const { return folder_; }

@@ -86,12 +86,13 @@ test("run: text, standard input, JSON, stop strings", () => {
   const text = place.run(["run", "tiny", "--prompt", "In the beginning", "-n", "12"]);
   expect(text.code).toBe(0);
   expect(text.stdout).toMatch(/^ .{8,}\n$/);
-  expect(text.stderr).toMatch(/^prompt \d+ tokens at [\d.]+ tokens\/s, decode 12 tokens at [\d.]+ tokens\/s \(length\), peak memory \d+ MiB, seed \d+, (native|portable) backend\n$/);
+  expect(text.stderr).toMatch(/^prompt \d+ tokens at [\d.]+ tokens\/s, decode 12 tokens at [\d.]+ tokens\/s \(length\), peak memory \d+ MiB, seed \d+, (native|portable) backend\nmodel memory: .* planned.*\n$/);
 
   const piped = json<{ text: string; tokenIds: number[]; peakMemoryBytes: number }>(place.run(["run", "tiny", "-n", "12", "--json"], { input: "In the beginning\n" }));
   expect(`${piped.text}\n`).toBe(text.stdout);
   expect(piped.tokenIds).toHaveLength(12);
   expect(piped.peakMemoryBytes).toBeGreaterThan(2 ** 20);
+  expect(piped).toHaveProperty("memory.planned.total", expect.any(Number));
 
   const stop = piped.text.slice(6, 9);
   const stopped = json(place.run(["run", "tiny", "--prompt", "-", "-n", "12", "--stop", stop, "--json"], { input: "In the beginning" }));

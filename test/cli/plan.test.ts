@@ -117,6 +117,7 @@ test.each([
   ["a budget without a unit", ["--budget", "80"], "plan/bad-bytes", 2],
   ["an unknown device", ["--device", "abacus"], "plan/unknown-device", 2],
   ["a device without memory", ["--device", "cpu"], "plan/no-budget", 2],
+  ["the other one", ["--device", "cpu-native"], "plan/no-budget", 2],
   ["a profile with missing fields", ["--device", "bare.json"], "plan/bad-device-profile", 2],
   ["a profile that is no JSON", ["--device", "broken.json"], "plan/bad-device-profile", 2],
   ["a profile that is not there", ["--device", "absent.json"], "cli/source-unreadable", 1],

@@ -12,9 +12,9 @@ import { relativeError } from "../reference/compare.js";
 const prompt = [3, 1, 4, 1, 5, 9, 2, 6];
 
 describe.each([jambaBlock, slidingWindow, halfLayers])("$name in onnxruntime-web", (model) => {
-  it("gives the logits and the state that onnxruntime-node gives", async () => {
+  it.each(["none", "experts-int8", "int8"] as const)("gives the logits and the state that onnxruntime-node gives, quantised: %s", async (quantize) => {
     ort.env.wasm.numThreads = 1;
-    await withCompiled(checkedLayout(model), { seed: 7 }, async (folder) => {
+    await withCompiled(checkedLayout(model), { seed: 7, quantize }, async (folder) => {
       await using native = await GraphSession.open(folder);
       const { manifest } = native;
       const expected = await native.run(native.empty(1, prompt.length), [prompt]);

@@ -1,9 +1,10 @@
 import { execFileSync } from "node:child_process";
-import { copyFile, mkdir, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, open, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { checkedLayout, compile } from "layerweave/compiler";
 import * as dsl from "layerweave/dsl";
+import type { Manifest } from "#dist/core/manifest.js";
 import { load } from "#dist/runtime/index.js";
 import { loadNativeRuntime } from "#dist/runtime/backends/native-addon.js";
 import { rejection } from "../runtime/diagnostics.js";
@@ -94,7 +95,7 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
     expect(model.backend.why).toMatch(/^it was asked for, with ONNX Runtime 1\.29\.0/);
     await using portable = await load(await fakeModel(), { backend: "portable" });
     expect(portable.backend).toEqual({ name: "portable", ops: "function-bodies", why: "it was asked for" });
-    expect(await portable.memory()).toBeNull();
+    expect((await portable.memory()).measured).toBeNull();
   });
 
   test("a state too large for memory is refused, and the model goes on", async () => {
@@ -116,12 +117,12 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
     await loaded.forward(state, [[1, 2, 3]]);
     const memory = await loaded.memory();
     expect(experts).toBeGreaterThan(20e6);
-    if (loaded.backend.ops === "kernels") expect(memory?.arenaPeak).toBeLessThan(experts / 4);
+    if (loaded.backend.ops === "kernels") expect(memory.measured?.peak.arena).toBeLessThan(experts / 4);
   });
 
   test("counts the bytes of states: two buffers of recurrent state, one of a KV cache, shared by snapshots until they part", async () => {
-    await using model = await load(await fakeModel(), { backend: "native" });
-    const measured = async (): Promise<number> => (await model.memory())?.state ?? NaN;
+    await using model = await load(await fakeModel(), { backend: "native", context: 256 });
+    const measured = async (): Promise<number> => (await model.memory()).measured?.now.state ?? NaN;
     expect(await measured()).toBe(0);
     const slots = model.manifest.state.map(({ shape, growth }) => ({ growth, bytes: shape.reduce<number>((n, d) => n * (d === "B" ? 2 : d === "S" ? 256 : Number(d)), 4) }));
     const bytes = (growth: string): number => slots.filter((slot) => slot.growth === growth).reduce((n, slot) => n + slot.bytes, 0);
@@ -139,8 +140,8 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
     await state[Symbol.asyncDispose]();
     expect(await measured()).toBe(0);
     const memory = await model.memory();
-    expect(memory?.statePeak).toBe(parted);
-    expect(memory?.arenaPeak).toBeGreaterThan(0);
+    expect(memory.measured?.peak.state).toBe(parted);
+    expect(memory.measured?.peak.arena).toBeGreaterThan(0);
   });
 
   test("a prefill that is aborted leaves the chunks it fed, and goes on as if nothing had happened", async () => {
@@ -161,5 +162,23 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
     expect(fed).toBeLessThan(48);
     const [logits] = await model.prefill(state, [ids.slice(fed)], { chunk: 4 });
     expect(logits).toEqual(expected);
+  });
+
+  test("a weight that was damaged where no header says so is found in the logits, and other tokens go on", async () => {
+    const folder = await fakeModel();
+    const { weights } = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8")) as Manifest;
+    const embedding = weights.find(({ name }) => name.includes("embedding"));
+    if (!embedding) throw new Error("the model has no embedding");
+    const file = await open(join(folder, embedding.file), "r+");
+    await file.write(Buffer.from(Float32Array.of(Number.NaN).buffer), 0, 4, embedding.offset + 7 * (embedding.bytes / (embedding.shape[0] as number)));
+    await file.close();
+    await using model = await load(folder, { backend: "native" });
+    const generated = async (prompt: readonly number[]) => {
+      const tokens: number[] = [];
+      for await (const { tokenId } of model.generate(prompt, { maxTokens: 3, stopTokenIds: [] })) tokens.push(tokenId);
+      return tokens.length;
+    };
+    expect(await rejection(generated([5, 7]))).toMatchObject([{ code: "runtime/not-finite" }]);
+    expect(await generated([5, 6])).toBe(3);
   });
 });

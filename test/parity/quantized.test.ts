@@ -14,6 +14,12 @@ import { inRepository, temporaryFolder } from "../support/folders.js";
 
 const out = await temporaryFolder();
 const names = ["jamba-block", "jamba-dense", "mixtral", "falcon-mamba"];
+/**
+ * Between logits with int8 weights. Function bodies compute in float32. The kernels round activations to 16 bits (kernels/include/
+ * cpu/linear.h): a step is 1.5e-5 of the largest of 256 activations, and these layers with random weights, 64 wide, make up to
+ * 0.12 % of it. int8 weights themselves change these logits by 2 to 25 % (docs/quantization.md).
+ */
+const toleranceOn = (backend: string) => (backend === "native" ? 2e-3 : 1e-5);
 const ids = Array.from({ length: 40 }, (_, i) => (i * 37 + (i % 7) * 11 + 5) % 320);
 
 /** What the stored weights stand for, in float64. */
@@ -52,7 +58,7 @@ describe.each(names)("%s", async (name) => {
         const logits: number[] = [];
         for (let at = 0, end = first; at < ids.length; at = end, end = first === 1 ? end + 1 : ids.length)
           logits.push(...((await model.forward(state, [ids.slice(at, end)], { logits: "all" }))[0] as Float32Array));
-        expect(relativeError(logits, expected.flatMap((row) => [...row]))).toBeLessThanOrEqual(1e-5);
+        expect(relativeError(logits, expected.flatMap((row) => [...row]))).toBeLessThanOrEqual(toleranceOn(backend));
       });
     });
   });
@@ -70,7 +76,7 @@ describe.each(["experts-int8", "int8"] as const)("a batch of ragged rows with %s
     const together = await model.forward(batch, rows, { logits: "all" });
     for (const [b, row] of rows.entries()) {
       await using alone = await model.createState();
-      expect(relativeError(together[b] as Float32Array, (await model.forward(alone, [row], { logits: "all" }))[0] as Float32Array)).toBeLessThanOrEqual(1e-5);
+      expect(relativeError(together[b] as Float32Array, (await model.forward(alone, [row], { logits: "all" }))[0] as Float32Array)).toBeLessThanOrEqual(toleranceOn(backend));
     }
   });
 });

@@ -73,3 +73,14 @@ test("state bytes are those of the tensors that a run takes, and twice that wher
     expect(planned(model, { context: 100, batch: 3 }).bytes.stateCopies).toBe(0);
   }
 });
+
+test.each(["experts-int8", "int8"] as const)("%s of a layout holds on the CPU what the folder compiled so does", async (quantize) => {
+  for (const name of ["hybrid", "mixture", "window"]) {
+    const layout = checkedLayout(small[name] as (typeof small)[string]);
+    const { manifest } = await compile(layout, { out: join(out, `${name}-${quantize}`), weights: { from: "random", seed: 1 }, quantize });
+    for (const device of ["cpu", "cpu-native"].map(deviceNamed)) {
+      const options = { device, budget: 1e9, context: 100, chunk: 40 };
+      expect(planned(planModel(layout, portable, "float32", quantize), { ...options, quantize }).bytes).toEqual(planned(planModelOf(manifest), options).bytes);
+    }
+  }
+});

@@ -8,7 +8,7 @@ import { compile, type Compiled } from "../../compiler/compile.js";
 import { checkedLayout } from "../../compiler/lower.js";
 import { planModelOf } from "../../core/plan/model.js";
 import { peakFinder, type Peak, type Sizes } from "../../core/plan/peak.js";
-import { cpuCopies } from "../../core/plan/weights.js";
+import { cpuWeightMemory } from "../../core/plan/weights.js";
 import { small } from "./layouts.js";
 import { account } from "./ort-accounting.js";
 
@@ -16,7 +16,7 @@ const granularity = 256;
 
 function peak({ manifest }: Compiled, sizes: Sizes): Peak {
   const { prefill, decode } = manifest.profile.bodies!;
-  return peakFinder(sizes.T === 1 ? decode : prefill)(sizes, 4, granularity);
+  return peakFinder(sizes.T === 1 ? decode : prefill, "bodies")(sizes, 4, granularity);
 }
 
 const runs: readonly [string, Sizes, number][] = [
@@ -59,9 +59,8 @@ describe("activations against ONNX Runtime's arena", () => {
     for (const name of ["dense", "mamba-wide", "all-experts"]) {
       const model = compiled.get(name) as Compiled;
       const { loaded } = account(model.folder, model.manifest, { B: 1, T: 1, S: 1, L: 1 }, 0);
-      const planned = planModelOf(model.manifest);
-      const packed = planned.weights.filter((w) => (w.matrix && w.shape.length === 2 && w.kind !== "embedding") || w.kind === "router").reduce((sum, w) => sum + w.bytes, 0) + cpuCopies(planned, "none");
-      expect(Math.abs(loaded / packed - 1)).toBeLessThan(0.05);
+      const planned = cpuWeightMemory(planModelOf(model.manifest), "none", "bodies");
+      expect(Math.abs(loaded / planned.packed - 1)).toBeLessThan(0.05);
     }
   });
 });

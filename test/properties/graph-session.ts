@@ -4,17 +4,24 @@ import { join } from "node:path";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import type { StorageDtype } from "../../core/dtype.js";
 import { type Manifest, parseManifest } from "../../core/manifest.js";
+import type { Quantization } from "../../core/plan/weights.js";
 import { compile } from "../../compiler/compile.js";
 import type { Layout } from "../../dsl/resolve.js";
 import type { Weights } from "../reference/evaluate.js";
 import { readTensors } from "../reference/safetensors.js";
 
-/** Compiles a layout with random weights into a folder that is gone afterwards, and gives it to `use`. */
-export async function withCompiled<T>(layout: Layout, { seed, dtype }: { readonly seed: number; readonly dtype?: StorageDtype }, use: (folder: string, weights: Weights) => Promise<T>): Promise<T> {
+export interface RandomWeights {
+  readonly seed: number;
+  readonly dtype?: StorageDtype;
+  readonly quantize?: Quantization;
+}
+
+/** Compiles a layout with random weights into a folder that is gone afterwards, and gives it to `use`; int8 weights as their codes. */
+export async function withCompiled<T>(layout: Layout, { seed, ...types }: RandomWeights, use: (folder: string, weights: Weights) => Promise<T>): Promise<T> {
   const parent = await mkdtemp(join(tmpdir(), "layerweave-test-"));
   try {
     const folder = join(parent, "compiled");
-    const { manifest } = await compile(layout, { out: folder, weights: { from: "random", seed }, ...(dtype ? { dtype } : {}) });
+    const { manifest } = await compile(layout, { out: folder, weights: { from: "random", seed }, ...types });
     await disturbVectors(folder, manifest, seed);
     const weights = new Map([...readTensors(join(folder, "weights.safetensors"))].map(([name, { values }]) => [name, values]));
     return await use(folder, weights);

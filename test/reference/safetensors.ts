@@ -20,7 +20,7 @@ export function readTensors(path: string): Map<string, Tensor> {
 
 /** Elements of a safetensors type as float64. */
 export function widen(bytes: Buffer, dtype: string): Float64Array {
-  const size = { F32: 4, I64: 8, BF16: 2, F16: 2 }[dtype];
+  const size = { F32: 4, I64: 8, BF16: 2, F16: 2, I8: 1 }[dtype];
   if (!size) throw new Error(`${dtype} is not read here`);
   return Float64Array.from({ length: bytes.length / size }, (_, i) => {
     const at = i * size;
@@ -29,6 +29,8 @@ export function widen(bytes: Buffer, dtype: string): Float64Array {
         return bytes.readFloatLE(at);
       case "I64":
         return Number(bytes.readBigInt64LE(at));
+      case "I8":
+        return bytes.readInt8(at);
       case "F16":
         return half(bytes.readUInt16LE(at));
       default: {

@@ -1,0 +1,195 @@
+import { availableParallelism } from "node:os";
+import { fail } from "../../core/diagnostics.js";
+import { deviceNamed } from "../../core/plan/devices.js";
+import { planModelOf } from "../../core/plan/model.js";
+import { plan } from "../../core/plan/plan.js";
+import type { Bound } from "../../core/plan/roofline.js";
+import { formatBytes as formatDecimalBytes, parseBytes, parseCount } from "../../core/plan/sizes.js";
+import { type BackendName, type DeviceRates, load, type Model } from "../../runtime/index.js";
+import { readManifest } from "../../runtime/load.js";
+import { cliDiagnostics } from "../diagnostics.js";
+import { formatBytes, formatTable } from "../format.js";
+import { untilInterrupted } from "../interrupt.js";
+import { memoryLine } from "../memory-line.js";
+import { durationText, operationsText } from "../plan-rows.js";
+import type { Terminal } from "../terminal.js";
+
+/** As it is typed. */
+export interface BenchOptions {
+  readonly prompt: string;
+  readonly tokens: string;
+  readonly batch: string;
+  readonly repeat: string;
+  readonly chunk: string;
+  readonly threads?: string;
+  readonly budget?: string;
+  readonly backend?: BackendName;
+}
+
+/** What is run in each repetition. */
+interface Workload {
+  readonly prompt: number;
+  readonly tokens: number;
+  readonly batch: number;
+  readonly chunk: number;
+}
+
+interface Timing {
+  readonly prefillSeconds: number;
+  readonly decodeSeconds: number;
+}
+
+/** A mean and the standard deviation of a sample; 0 for one repetition. */
+interface Sample {
+  readonly mean: number;
+  readonly deviation: number;
+}
+
+/**
+ * Measures a model on this machine: repetitions of a prefill and of decoding after it, beside what the machine's own copy and
+ * matrix-product rates allow at best.
+ * @throws LayerweaveError as `load`, `plan/bad-count`, `plan/bad-bytes`, `cli/bench-beyond-context`
+ */
+export async function bench(terminal: Terminal, folder: string, options: BenchOptions): Promise<void> {
+  const count = (name: "prompt" | "tokens" | "batch" | "repeat" | "chunk") => parseCount(options[name], `--${name}`);
+  const [prompt, tokens, batch, repeat] = [count("prompt"), count("tokens"), count("batch"), count("repeat")];
+  const workload: Workload = { prompt, tokens, batch, chunk: Math.min(count("chunk"), prompt) };
+  const threads = options.threads === undefined ? availableParallelism() : parseCount(options.threads, "--threads");
+  const budget = options.budget === undefined ? undefined : parseBytes(options.budget, "--budget");
+  const { contextLength } = (await readManifest(folder)).model;
+  if (contextLength !== null && prompt + tokens > contextLength) fail(cliDiagnostics["bench-beyond-context"], { prompt, tokens, contextLength });
+
+  terminal.status(`loading ${folder}`);
+  await using model = await load(folder, {
+    context: prompt + tokens,
+    batch,
+    chunk: workload.chunk,
+    threads,
+    backend: options.backend ?? "auto",
+    ...(budget === undefined ? {} : { budget }),
+  });
+  const timings = await untilInterrupted(async (signal) => {
+    const measured: Timing[] = [];
+    for (let i = 0; i <= repeat; i++) {
+      terminal.status(i === 0 ? "warming up" : `repetition ${i} of ${repeat}`);
+      const timing = await runOnce(model, workload, i, signal);
+      if (i > 0) measured.push(timing);
+    }
+    return measured;
+  });
+  // maxRSS is in KiB on every platform; read before the machine is measured, which takes memory of its own.
+  const peakResidentBytes = process.resourceUsage().maxRSS * 1024;
+  terminal.status("measuring the machine");
+  const rates = await model.session.measureDevice();
+  terminal.clearStatus();
+
+  const best = atBest(model, workload, rates);
+  const phase = (seconds: readonly number[], fed: number, bound: { readonly seconds: number; readonly binds: Bound["binds"] }) => {
+    const tokensPerSecond = sampleOf(seconds.map((s) => (batch * fed) / s));
+    const rooflineTokensPerSecond = (batch * fed) / bound.seconds;
+    return { tokens: fed, tokensPerSecond, rooflineTokensPerSecond, rooflineFraction: tokensPerSecond.mean / rooflineTokensPerSecond, binds: bound.binds };
+  };
+  const result = {
+    model: model.manifest.model.name,
+    backend: model.backend,
+    threads,
+    batch,
+    chunk: workload.chunk,
+    repeat,
+    machine: rates,
+    prefill: phase(timings.map((t) => t.prefillSeconds), prompt, best.prefill), // prettier-ignore
+    decode: phase(timings.map((t) => t.decodeSeconds), tokens, best.decode), // prettier-ignore
+    // The first token is known when the logits of the prompt's last one are.
+    timeToFirstTokenSeconds: sampleOf(timings.map((t) => t.prefillSeconds)),
+    memory: await model.memory(),
+    peakResidentBytes,
+  };
+  terminal.write(text(result));
+  terminal.result(result);
+}
+
+/** Feeds a prompt of arbitrary tokens and as many more, one at a time: which tokens they are changes nothing but the experts they choose. */
+async function runOnce(model: Model, { prompt, tokens, batch, chunk }: Workload, seed: number, signal: AbortSignal): Promise<Timing> {
+  const { vocabSize } = model.manifest.model;
+  let drawn = seed + 1;
+  const draw = (): number => {
+    drawn = (Math.imul(drawn, 1_664_525) + 1_013_904_223) >>> 0;
+    return Math.floor((drawn / 2 ** 32) * vocabSize);
+  };
+  const rows = (length: number) => Array.from({ length: batch }, () => Array.from({ length }, draw));
+  await using state = await model.createState({ batch });
+  const prompts = rows(prompt);
+  const start = performance.now();
+  await model.prefill(state, prompts, { chunk, signal });
+  const prefilled = performance.now();
+  for (let i = 0; i < tokens; i++) {
+    signal.throwIfAborted();
+    await model.forward(state, rows(1));
+  }
+  return { prefillSeconds: (prefilled - start) / 1000, decodeSeconds: (performance.now() - prefilled) / 1000 };
+}
+
+/** Seconds that the machine's measured rates allow at best: for the prompt, and for decoding, each step at the mean length. */
+function atBest(model: Model, { prompt, tokens, batch, chunk }: Workload, { copyBytesPerSecond, gemmOperationsPerSecond }: DeviceRates) {
+  const source = "measured";
+  const profile = deviceNamed(model.reservation.plan.device);
+  const rate = { value: gemmOperationsPerSecond, source };
+  const device = { ...profile, bandwidth: { value: copyBytesPerSecond, source }, matrixRates: { [profile.computeDtype]: rate }, vectorRate: rate };
+  const planned = (context: number) => plan(planModelOf(model.manifest), { device, context, batch, chunk, quantize: "none", budget: Number.MAX_SAFE_INTEGER }).roofline;
+  const prefill = planned(prompt);
+  const decode = planned(prompt + Math.ceil(tokens / 2));
+  return {
+    prefill: { seconds: prefill.prefillSeconds, binds: prefill.prefill.binds },
+    decode: { seconds: (tokens * batch) / decode.decodeTokensPerSecond, binds: decode.decode.binds },
+  };
+}
+
+function sampleOf(values: readonly number[]): Sample {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return { mean, deviation: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0 };
+}
+
+interface Phase {
+  readonly tokens: number;
+  readonly tokensPerSecond: Sample;
+  readonly rooflineTokensPerSecond: number;
+  readonly rooflineFraction: number;
+  readonly binds: Bound["binds"];
+}
+
+interface Result {
+  readonly model: string;
+  readonly backend: Model["backend"];
+  readonly threads: number;
+  readonly batch: number;
+  readonly chunk: number;
+  readonly repeat: number;
+  readonly machine: DeviceRates;
+  readonly prefill: Phase;
+  readonly decode: Phase;
+  readonly timeToFirstTokenSeconds: Sample;
+  readonly memory: Awaited<ReturnType<Model["memory"]>>;
+  readonly peakResidentBytes: number;
+}
+
+function text({ model, backend, threads, batch, chunk, repeat, machine, prefill, decode, timeToFirstTokenSeconds: first, memory, peakResidentBytes }: Result): string {
+  const row = (name: string, { tokens, tokensPerSecond: { mean, deviation }, rooflineTokensPerSecond, rooflineFraction, binds }: Phase) => [
+    name,
+    String(tokens),
+    `${mean.toFixed(1)} ± ${deviation.toFixed(1)}`,
+    rooflineTokensPerSecond.toFixed(1),
+    `${(100 * rooflineFraction).toFixed(0)} %`,
+    binds,
+  ];
+  return [
+    `${model}: ${backend.name} backend, ${backend.ops === "kernels" ? "kernels" : "function bodies"}, ${threads} ${threads === 1 ? "thread" : "threads"}, batch ${batch}, chunks of ${chunk}, ${repeat} repetitions`,
+    `this machine: copy ${formatDecimalBytes(machine.copyBytesPerSecond)}/s (read and written), float32 matrix product ${operationsText(machine.gemmOperationsPerSecond)} operations/s`,
+    "",
+    formatTable([["", "tokens", "tokens/s", "at best", "of that", "binds"], row("prefill", prefill), row("decode", decode)], { right: [1, 2, 3, 4] }).trimEnd(),
+    `first token after ${durationText(first.mean)} ± ${durationText(first.deviation)}`,
+    memoryLine(memory),
+    `process at most ${formatBytes(peakResidentBytes)} resident`,
+    "",
+  ].join("\n");
+}
