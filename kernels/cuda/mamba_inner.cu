@@ -17,6 +17,9 @@ constexpr int kSliceColumns = kSliceChunks * kChunkColumns;
 constexpr int kRowPadding = 8;
 constexpr int64_t kMostDynamicShared = 30 << 10;
 constexpr int kNormThreads = 256;
+// The second kernel's threads hold states through a product, which takes more
+// registers than four blocks a multiprocessor leave.
+constexpr int kStepBlocksPerProcessor = 3;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -270,7 +273,7 @@ __device__ __forceinline__ void advance_panel(const MambaInnerParams& params, in
 /// Block: 32 channels from the projection's output to y and the new states. A
 /// thread has 4 states of a channel, which has kLanes threads.
 template <typename T, PackedType kType, int kLanes>
-__global__ void __launch_bounds__(kPanelThreads, 3)
+__global__ void __launch_bounds__(kPanelThreads, kStepBlocksPerProcessor)
     step_kernel(const __grid_constant__ MambaInnerParams params, DecodePlan plan, const float* projected) {
   extern __shared__ uint4 dynamic_shared[];
   __shared__ PanelShared shared;

@@ -61,8 +61,10 @@ int64_t mamba_inner_arrivals(const MambaInnerParams& params);
 
 /// Enqueues the layer's inside on `stream`; tensors that are not float32 or
 /// packed int8 have the given dtype, bfloat16 or float16, and all are 16-byte
-/// aligned. One token of up to 16 sequences takes two launches, anything else the
-/// convolution, both projections and the scan one after another. Returns
+/// aligned. One token of up to 16 sequences takes two launches where their rows of
+/// R + 2N fit in 30 KB of shared memory (16 sequences: R + 2N up to about 300),
+/// anything else the convolution, both projections and the scan one after another.
+/// Returns
 /// cudaErrorInvalidValue for anything other than the above or a missing tensor,
 /// otherwise the launch's error.
 cudaError_t mamba_inner(const MambaInnerParams& params, DType dtype, cudaStream_t stream);
