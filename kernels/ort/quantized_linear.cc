@@ -20,7 +20,7 @@ class QuantizedLinear : public Kernel {
       expect(given.shape == Shape{width}, "bias [out]", {&given.shape, &weight.shape});
       bias = given.data;
     }
-    cpu::LinearParams params = {rows, depth, width, x.data, {cpu::WeightType::kInt8, weight.data, scale.data}, bias, call.output(0, {rows, width}), nullptr};
+    cpu::LinearParams params = {rows, depth, width, x.data, weight.data, scale.data, bias, call.output(0, {rows, width}), nullptr};
     const auto scratch = call.scratch(cpu::linear_scratch(params));
     params.scratch = scratch.data();
     cpu::linear(params, call.parallel(), cpu::best_isa());
