@@ -15,19 +15,6 @@ namespace {
 
 constexpr int kLaunches = 32;
 
-__global__ void fill_codes(uint32_t* to, int64_t words, uint64_t seed) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += int64_t{gridDim.x} * blockDim.x)
-    to[i] = hash(seed + static_cast<uint64_t>(i));
-}
-
-DeviceBuffer random_codes(int64_t bytes, uint64_t seed) {
-  DeviceBuffer buffer(bytes);
-  fill_codes<<<1024, 256>>>(static_cast<uint32_t*>(buffer.data()), bytes / 4, seed << 40);
-  CUDA_CHECK(cudaGetLastError());
-  CUDA_CHECK(cudaDeviceSynchronize());
-  return buffer;
-}
-
 const char* name_of(PackedType type) { return type == PackedType::kInt8 ? "int8" : "bfloat16"; }
 
 DeviceBuffer random_weights(int64_t elements, PackedType type, uint64_t seed) {

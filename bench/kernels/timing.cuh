@@ -128,6 +128,19 @@ inline DeviceBuffer random_buffer(int64_t count, DType dtype, float scale, float
   return buffer;
 }
 
+__global__ void fill_codes(uint32_t* to, int64_t words, uint64_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += int64_t{gridDim.x} * blockDim.x)
+    to[i] = hash(seed + static_cast<uint64_t>(i));
+}
+
+inline DeviceBuffer random_codes(int64_t bytes, uint64_t seed) {
+  DeviceBuffer buffer(bytes);
+  fill_codes<<<1024, 256>>>(static_cast<uint32_t*>(buffer.data()), bytes / 4, seed << 40);
+  CUDA_CHECK(cudaGetLastError());
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return buffer;
+}
+
 /// Bytes read and written per second by the device's own copy.
 inline double copy_bandwidth() {
   constexpr size_t kBytes = size_t{2} << 30;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -40,7 +41,7 @@ class Tally {
 /// The instruction sets this machine has, with a word on those it lacks.
 inline std::vector<Isa> testable_isas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
     if (isa_available(isa))
       isas.push_back(isa);
     else
@@ -115,6 +116,19 @@ struct WorstError {
     return text;
   }
 };
+
+/// What rounding to 16 bits adds to the sizes of a row's values, of which errors may be a millionth: half a step of the largest
+/// value of each block of 256.
+inline std::vector<double> rounding_sizes(const std::vector<double>& row) {
+  std::vector<double> sizes(row.size());
+  for (size_t begin = 0; begin < row.size(); begin += 256) {
+    const size_t end = std::min(row.size(), begin + 256);
+    double most = 0;
+    for (size_t i = begin; i < end; ++i) most = std::max(most, std::abs(row[i]));
+    for (size_t i = begin; i < end; ++i) sizes[i] = 1e6 / 65534 * most;
+  }
+  return sizes;
+}
 
 inline double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 inline double silu(double x) { return x / (1 + std::exp(-x)); }

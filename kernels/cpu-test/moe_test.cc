@@ -89,6 +89,13 @@ std::string run(const Case& c, Isa isa, std::mt19937_64& random) {
     const std::vector<double> token(x.begin() + m * c.d_model, x.begin() + (m + 1) * c.d_model);
     std::vector<double> token_sizes = token;
     for (double& size : token_sizes) size = std::abs(size);
+    std::vector<double> input_sizes = token_sizes;
+    const auto add_rounding = [&](const std::vector<double>& values, std::vector<double>& sizes) {
+      if (c.type != WeightType::kInt8) return;
+      const std::vector<double> more = rounding_sizes(values);
+      for (size_t i = 0; i < sizes.size(); ++i) sizes[i] += more[i];
+    };
+    add_rounding(token, input_sizes);
     std::vector<double> logits;
     double logit_size = 0;
     for (int64_t e = 0; e < c.experts; ++e) {
@@ -114,10 +121,11 @@ std::string run(const Case& c, Isa isa, std::mt19937_64& random) {
       const double weight = std::exp(logits[e] - logits[order[0]]) / total;
       std::vector<double> hidden, hidden_sizes;
       for (int64_t f = 0; f < c.d_ff; ++f) {
-        const Sum gate = dot(stored[3 * e].values, f, token, token_sizes), up = dot(stored[3 * e + 1].values, f, token, token_sizes);
+        const Sum gate = dot(stored[3 * e].values, f, token, input_sizes), up = dot(stored[3 * e + 1].values, f, token, input_sizes);
         hidden.push_back(silu(gate.value) * up.value);
         hidden_sizes.push_back(std::abs(silu(gate.value)) * up.size + 1.1 * gate.size * std::abs(up.value));
       }
+      add_rounding(hidden, hidden_sizes);
       for (size_t d = 0; d < want.size(); ++d) {
         const Sum out = dot(stored[3 * e + 2].values, static_cast<int64_t>(d), hidden, hidden_sizes);
         want[d] += weight * out.value;
@@ -150,6 +158,8 @@ int main() {
       {"bfloat16", 50, 129, 65, 3, 2, softmax_first, false, WeightType::kBFloat16},
       {"bfloat16 in decode", 2, 129, 65, 3, 2, softmax_first, false, WeightType::kBFloat16},
       {"int8", 50, 300, 65, 3, 2, softmax_first, false, WeightType::kInt8},
+      {"int8, several blocks of hidden activations", 60, 65, 600, 2, 2, softmax_first, false, WeightType::kInt8},
+      {"int8, batch of 8", 8, 300, 129, 3, 2, softmax_first, true, WeightType::kInt8},
       {"int8 in decode", 2, 129, 65, 3, 2, softmax_first, true, WeightType::kInt8},
       {"no tokens", 0, 32, 32, 4, 2, softmax_first, false},
   };
@@ -159,6 +169,10 @@ int main() {
     for (const Case& c : cases) tally.record(c.name + " on " + isa_name(isa), run(c, isa, random));
     MoeParams p{};
     p.tokens = 1, p.experts = 2, p.top_k = 3;
+    const ExpertWeights mixed = {{WeightType::kFloat32, nullptr, nullptr}, {WeightType::kFloat32, nullptr, nullptr}, {WeightType::kInt8, nullptr, nullptr}};
+    MoeParams q{};
+    q.tokens = q.experts = q.top_k = 1, q.weights = &mixed;
+    tally.record("refuses weights of several types", moe(q, serial(), isa) ? "" : "accepted");
     tally.record("refuses more choices than experts", moe(p, serial(), isa) ? "" : "accepted");
   }
   return tally.finish();

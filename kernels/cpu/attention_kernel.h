@@ -69,7 +69,7 @@ void attend_panel_of(const AttentionHead& head, int64_t begin, int64_t end) {
   const int64_t stop = head.position(end - 1) + 1;
   for (int64_t s0 = head.first(begin); s0 < stop; s0 += kPositionBlock) {
     const int64_t count = smaller(kPositionBlock, stop - s0);
-    multiply_panels_of(head.keys(), nullptr, width, s0, s0 + count, queries, rows, scores, 0);
+    multiply_panels_of(head.keys(), width, s0, s0 + count, queries, rows, scores, 0);
     const bool masked = s0 + count - 1 > head.position(begin) || s0 < head.first(end - 1);
     Floats correction[kVectors];
     for (int64_t v = 0; v < kVectors; ++v) {

@@ -4,8 +4,11 @@ namespace layerweave::cpu::LAYERWEAVE_ISA {
 /// Tokens between the request for a row and its use.
 inline constexpr int64_t kConvAhead = 8;
 
-inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin, int64_t end) {
-  const int64_t kernel = p.kernel, history = kernel - 1, width = end - begin;
+/// kKernel taps, or p.kernel where it is 0: known while compiling, the state of a single token is read and written several times
+/// as fast.
+template <int64_t kKernel>
+void conv_channels_of(const CausalConvParams& p, int64_t row, int64_t begin, int64_t end) {
+  const int64_t kernel = kKernel ? kKernel : p.kernel, history = kernel - 1, width = end - begin;
   const int64_t length = p.lengths ? p.lengths[row] : p.tokens;
   const float* x = p.x + row * p.tokens * p.x_row_stride + begin;
   float* y = p.y + row * p.tokens * p.y_row_stride + begin;
@@ -29,6 +32,7 @@ inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin,
     will_read(x, (t + kConvAhead) * p.x_row_stride + i);
     will_write(y, (t + kConvAhead) * p.y_row_stride + i);
     Floats sum = load(bias + i);
+#pragma GCC unroll 4
     for (int64_t k = 0; k < kernel; ++k) sum += load(taps[k] + i) * load(rows[k] + i, lanes);
     store(y + t * p.y_row_stride + i, silu(sum), lanes);
   };
@@ -40,10 +44,15 @@ inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin,
     if (i < width) convolve(rows, t, i, width - i);
   }
 
-  for (int64_t k = 0; k < history; ++k) {
-    const float* last = input(length + k);
-    for (int64_t i = 0; i < width; ++i) p.state_out[(row * p.channels + begin + i) * history + k] = last[i];
-  }
+  const float* last[kCausalConvMaxKernel];
+  for (int64_t k = 0; k < history; ++k) last[k] = input(length + k);
+  for (int64_t i = 0; i < width; ++i)
+    for (int64_t k = 0; k < history; ++k) p.state_out[(row * p.channels + begin + i) * history + k] = last[k][i];
+}
+
+inline void conv_channels(const CausalConvParams& p, int64_t row, int64_t begin, int64_t end) {
+  if (p.kernel == 4) return conv_channels_of<4>(p, row, begin, end);
+  conv_channels_of<0>(p, row, begin, end);
 }
 
 }  // namespace layerweave::cpu::LAYERWEAVE_ISA

@@ -27,6 +27,22 @@ inline constexpr int64_t kMaxPanel = 32;
 /// Rows of the weights a task of the packed product takes: a multiple of every instruction set's tile.
 inline constexpr int64_t kBlockRows = 48;
 
+/// Inputs of a row that share a scale when activations are rounded to 16 bits for int8 weights.
+inline constexpr int64_t kRoundedDepth = 256;
+/// Inputs of a rounded row with the zeros behind them, whole vectors of every instruction set.
+constexpr int64_t rounded_depth(int64_t depth) { return (depth + 63) / 64 * 64; }
+constexpr int64_t rounded_blocks(int64_t depth) { return (depth + kRoundedDepth - 1) / kRoundedDepth; }
+
+/// Rounded activations: values [rows][rounded_depth] and scales [rows][rounded_blocks] of rows as they lie, or values
+/// [panels][rounded_depth / 2][panel][2] and scales [panels][rounded_blocks][panel].
+struct RoundedRows {
+  int16_t* values;
+  float* scales;
+
+  /// From this row on, the first of a panel where there are panels.
+  RoundedRows from(int64_t row, int64_t depth) const { return {values + row * rounded_depth(depth), scales + row * rounded_blocks(depth)}; }
+};
+
 /// One split of few query rows over the cache: for each row its largest scaled score (in base 2), the sum of weights relative
 /// to that, and the sum of weighted values [P].
 struct AttentionPartial {
@@ -42,11 +58,23 @@ struct KernelTable {
   void (*scan_channels)(const SelectiveScanParams&, int64_t row, int64_t begin, int64_t end);
   void (*conv_channels)(const CausalConvParams&, int64_t row, int64_t begin, int64_t end);
 
-  /// out[r,n] = sum_k x[r][k] * w[n,k] for n in [begin, end), rows <= kFewRows; element [r,n] lies at r * out_row + n.
+  /// Products with float32 or bfloat16 weights: out[r,n] = sum_k x[r][k] * w[n,k] for n in [begin, end), rows <= kFewRows; element [r,n] lies at r * out_row + n.
   void (*dot_rows)(const WeightMatrix&, int64_t depth, int64_t begin, int64_t end, const float* const* x, int64_t rows, float* out, int64_t out_row);
   /// The same from panels [ceil(rows / panel)][depth][panel] into out [ceil(rows / panel)][.][panel], element [p,n,i] at
   /// p * out_panel + (n - begin) * panel + i. where element [p,k,i] of the panels is row p * panel + i of x.
   void (*multiply_panels)(const WeightMatrix&, int64_t depth, int64_t begin, int64_t end, const float* panels, int64_t rows, float* out, int64_t out_panel);
+  /// Columns [k0, k1) of `panel` rows of float32 as [k1 - k0][panel]; 0 for rows that are null.
+  void (*pack_panel)(const float* const* rows, int64_t k0, int64_t k1, float* packed);
+  /// The way back for `count` columns: y[r * y_row + n] = packed[n,r] + bias[n], bias 0 where null; y[r][n] += factors[r] * packed[n,r].
+  void (*unpack_panel)(const float* packed, int64_t count, int64_t rows, const float* bias, float* y, int64_t y_row);
+  void (*add_panel)(const float* packed, int64_t count, int64_t rows, const float* factors, float* const* y);
+
+  /// Rounds a row [depth] to what lies at x, and columns [k0, k0 + count) of a panel, all of one kRoundedDepth block.
+  void (*round_row)(const float* row, int64_t depth, const RoundedRows& x);
+  void (*round_panel)(const float* packed, int64_t k0, int64_t count, const RoundedRows& x);
+  /// As dot_rows and multiply_panels, with int8 weights.
+  void (*dot_rounded)(const WeightMatrix&, int64_t depth, int64_t begin, int64_t end, const RoundedRows& x, int64_t rows, float* out, int64_t out_row);
+  void (*multiply_rounded)(const WeightMatrix&, int64_t depth, int64_t begin, int64_t end, const RoundedRows& panels, int64_t rows, float* out, int64_t out_panel);
   /// gate[i] = silu(gate[i]) * up[i]
   void (*gate_in_place)(float* gate, const float* up, int64_t count);
   /// The top_k experts of one token, best first. logits [E] is overwritten.
@@ -67,5 +95,15 @@ struct KernelTable {
 };
 
 const KernelTable& kernel_table(Isa isa);
+
+/// A panel of rows [depth], null ones as zeros, packed and rounded to what lies at x.
+inline void pack_rounded(const KernelTable& kernels, const float* const* rows, int64_t depth, const RoundedRows& x) {
+  alignas(64) float block[kRoundedDepth * kMaxPanel];
+  for (int64_t k0 = 0; k0 < depth; k0 += kRoundedDepth) {
+    const int64_t count = depth - k0 < kRoundedDepth ? depth - k0 : kRoundedDepth;
+    kernels.pack_panel(rows, k0, k0 + count, block);
+    kernels.round_panel(block, k0, count, x);
+  }
+}
 
 }  // namespace layerweave::cpu

@@ -37,8 +37,26 @@ inline constexpr int64_t kDepthBlock = 256;
 /// Rows of a tile lie a line apart from a power of two, or they would fall into the same set of the cache.
 inline constexpr int64_t kTileStride = kDepthBlock + 16;
 
+/// Asks for the next tile's weights while this one's products are computed, some rows of it for each panel: pieces of rows are too
+/// short for the hardware to see them coming.
 template <class T>
-void multiply_panels_of(const T* w, const float* scales, int64_t depth, int64_t begin, int64_t end, const float* panels, int64_t rows, float* out, int64_t out_panel) {
+struct NextTile {
+  const T* weights;
+  int64_t depth, block, rows_per_panel;
+
+  LAYERWEAVE_INLINE NextTile(const T* w, int64_t depth, int64_t block, int64_t k0, int64_t n, int64_t begin, int64_t end, int64_t rows)
+      : depth(depth), block(block), rows_per_panel((kTileRows * kPanel + rows - 1) / rows) {
+    const bool last = n + kTileRows >= end;
+    weights = w + (last ? begin : n + kTileRows) * depth + (last ? k0 + block : k0);
+  }
+  LAYERWEAVE_INLINE void ask(int64_t panel) const {
+    for (int64_t r = panel * rows_per_panel; r < smaller(kTileRows, (panel + 1) * rows_per_panel); ++r)
+      for (int64_t k = 0; k < block; k += static_cast<int64_t>(64 / sizeof(T))) will_read(weights, r * depth + k);
+  }
+};
+
+template <class T>
+void multiply_panels_of(const T* w, int64_t depth, int64_t begin, int64_t end, const float* panels, int64_t rows, float* out, int64_t out_panel) {
   alignas(64) float tile[kTileRows * kTileStride];
   for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock) {
     const int64_t block = smaller(kDepthBlock, depth - k0);
@@ -46,15 +64,12 @@ void multiply_panels_of(const T* w, const float* scales, int64_t depth, int64_t 
       const int64_t tile_rows = smaller(kTileRows, end - n);
       for (int64_t r = 0; r < kTileRows; ++r) {
         // Behind the last row stand copies of it, whose products are not stored.
-        const int64_t source = n + smaller(r, tile_rows - 1);
-        const T* row = w + source * depth + k0;
-        for (int64_t k = 0; k < block; k += kLanes) {
-          Floats weights = load(row + k, smaller(kLanes, block - k));
-          if (scales) weights *= scales[source];
-          store(tile + r * kTileStride + k, weights);
-        }
+        const T* row = w + (n + smaller(r, tile_rows - 1)) * depth + k0;
+        for (int64_t k = 0; k < block; k += kLanes) store(tile + r * kTileStride + k, load(row + k, smaller(kLanes, block - k)));
       }
+      const NextTile<T> next(w, depth, kDepthBlock, k0, n, begin, end, rows);
       for (int64_t first = 0, panel = 0; first < rows; first += kPanel, ++panel) {
+        next.ask(panel);
         const float* x = panels + panel * depth * kPanel + k0 * kPanel;
         float* at = out + panel * out_panel + (n - begin) * kPanel;
         if (rows - first > kLanes)
@@ -67,14 +82,8 @@ void multiply_panels_of(const T* w, const float* scales, int64_t depth, int64_t 
 }
 
 inline void multiply_panels(const WeightMatrix& w, int64_t depth, int64_t begin, int64_t end, const float* panels, int64_t rows, float* out, int64_t out_panel) {
-  switch (w.type) {
-    case WeightType::kFloat32:
-      return multiply_panels_of(static_cast<const float*>(w.data), nullptr, depth, begin, end, panels, rows, out, out_panel);
-    case WeightType::kBFloat16:
-      return multiply_panels_of(static_cast<const uint16_t*>(w.data), nullptr, depth, begin, end, panels, rows, out, out_panel);
-    case WeightType::kInt8:
-      return multiply_panels_of(static_cast<const int8_t*>(w.data), w.scales, depth, begin, end, panels, rows, out, out_panel);
-  }
+  if (w.type == WeightType::kFloat32) return multiply_panels_of(static_cast<const float*>(w.data), depth, begin, end, panels, rows, out, out_panel);
+  multiply_panels_of(static_cast<const uint16_t*>(w.data), depth, begin, end, panels, rows, out, out_panel);
 }
 
 /// out[r,j] = sum_k x[r][k] * w[j * depth + k] for kRows rows and kColumns rows of weights.
@@ -132,24 +141,62 @@ LAYERWEAVE_INLINE void dot_block(const T* w, int64_t depth, int64_t count, const
 }
 
 template <class T>
-void dot_rows_of(const T* w, const float* scales, int64_t depth, int64_t begin, int64_t end, const float* const* x, int64_t rows, float* out, int64_t out_row) {
+void dot_rows_of(const T* w, int64_t depth, int64_t begin, int64_t end, const float* const* x, int64_t rows, float* out, int64_t out_row) {
   // Few enough rows of weights for a second pass over them to find them in the cache.
   constexpr int64_t kBlock = 8;
   for (int64_t n = begin; n < end; n += kBlock) dot_block(w + n * depth, depth, smaller(kBlock, end - n), x, rows, out + n, out_row);
-  if (!scales) return;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t n = begin; n < end; ++n) out[r * out_row + n] *= scales[n];
 }
 
 inline void dot_rows(const WeightMatrix& w, int64_t depth, int64_t begin, int64_t end, const float* const* x, int64_t rows, float* out, int64_t out_row) {
-  switch (w.type) {
-    case WeightType::kFloat32:
-      return dot_rows_of(static_cast<const float*>(w.data), nullptr, depth, begin, end, x, rows, out, out_row);
-    case WeightType::kBFloat16:
-      return dot_rows_of(static_cast<const uint16_t*>(w.data), nullptr, depth, begin, end, x, rows, out, out_row);
-    case WeightType::kInt8:
-      return dot_rows_of(static_cast<const int8_t*>(w.data), w.scales, depth, begin, end, x, rows, out, out_row);
+  if (w.type == WeightType::kFloat32) return dot_rows_of(static_cast<const float*>(w.data), depth, begin, end, x, rows, out, out_row);
+  dot_rows_of(static_cast<const uint16_t*>(w.data), depth, begin, end, x, rows, out, out_row);
+}
+
+/// Columns [k0, k1) of up to kPanel rows, as [k1 - k0][kPanel]; 0 for rows that are null.
+inline void pack_panel(const float* const* rows, int64_t k0, int64_t k1, float* panel) {
+  static constexpr float zeros[kLanes] = {};
+  for (int64_t k = k0; k < k1; k += kLanes) {
+    const int64_t columns = smaller(kLanes, k1 - k);
+    for (int64_t v = 0; v < kPanelVectors; ++v) {
+      Floats block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kLanes; ++r) {
+        const float* row = rows[v * kLanes + r];
+        block[r] = row ? load(row + k, columns) : load(zeros);
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t c = 0; c < kLanes; ++c)
+        if (c < columns) store(panel + (k - k0 + c) * kPanel + v * kLanes, block[c]);
+    }
   }
+}
+
+/// The way back: y[r][n] = panel[n][r], plus bias[n] where given; or y[r][n] += factors[r] * panel[n][r].
+template <class F>
+LAYERWEAVE_INLINE void each_row_vector(const float* panel, int64_t count, int64_t rows, F&& visit) {
+  for (int64_t n = 0; n < count; n += kLanes) {
+    const int64_t columns = smaller(kLanes, count - n);
+    for (int64_t first = 0; first < rows; first += kLanes) {
+      Floats block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t c = 0; c < kLanes; ++c) block[c] = c < columns ? load(panel + (n + c) * kPanel + first) : Floats{};
+      transpose(block);
+      for (int64_t r = 0; r < smaller(kLanes, rows - first); ++r) visit(first + r, n, columns, block[r]);
+    }
+  }
+}
+
+inline void unpack_panel(const float* panel, int64_t count, int64_t rows, const float* bias, float* y, int64_t y_row) {
+  each_row_vector(panel, count, rows, [&](int64_t r, int64_t n, int64_t columns, Floats values) __attribute__((always_inline)) {
+    store(y + r * y_row + n, bias ? values + load(bias + n, columns) : values, columns);
+  });
+}
+
+inline void add_panel(const float* panel, int64_t count, int64_t rows, const float* factors, float* const* y) {
+  each_row_vector(panel, count, rows, [&](int64_t r, int64_t n, int64_t columns, Floats values) __attribute__((always_inline)) {
+    store(y[r] + n, load(y[r] + n, columns) + values * factors[r], columns);
+  });
 }
 
 inline void gate_in_place(float* gate, const float* up, int64_t count) {

@@ -25,6 +25,9 @@ struct Segment {
   int64_t padded(int64_t panel) const { return few ? rows : (rows + panel - 1) / panel * panel; }
 };
 
+/// Whether activations are rounded to 16 bits.
+bool rounds(const MoeParams& p) { return p.weights[0].gate.type == WeightType::kInt8; }
+
 int64_t pairs(const MoeParams& p) { return p.tokens * p.top_k; }
 int64_t most_segments(const MoeParams& p) { return std::min(p.experts, pairs(p)) + pairs(p) / kMoeSegmentRows; }
 int64_t most_rows(const MoeParams& p) { return std::min(kBatchRows, pairs(p) + std::min(p.experts, pairs(p)) * (kMaxPanel - 1)); }
@@ -36,8 +39,9 @@ struct Scratch {
   int32_t* sorted;    // [M*K], pairs m * K + k by expert, then by token
   int64_t* starts;    // [E + 1], where each expert's pairs begin in `sorted`
   Segment* segments;  // [most_segments]
-  float* inputs;      // [most_rows, D]
+  float* inputs;      // [most_rows, D], unless int8 weights want them rounded
   float* hidden;      // [most_rows, F]
+  RoundedRows rounded_inputs, rounded_hidden;
   size_t bytes;
 };
 
@@ -55,14 +59,21 @@ Scratch carve(const MoeParams& p) {
   take(s.sorted, pairs(p));
   take(s.starts, p.experts + 1);
   take(s.segments, most_segments(p));
-  take(s.inputs, most_rows(p) * p.d_model);
   take(s.hidden, most_rows(p) * p.d_ff);
+  if (rounds(p)) {
+    take(s.rounded_inputs.values, most_rows(p) * rounded_depth(p.d_model));
+    take(s.rounded_inputs.scales, most_rows(p) * rounded_blocks(p.d_model));
+    take(s.rounded_hidden.values, most_rows(p) * rounded_depth(p.d_ff));
+    take(s.rounded_hidden.scales, most_rows(p) * rounded_blocks(p.d_ff));
+  } else {
+    take(s.inputs, most_rows(p) * p.d_model);
+  }
   return s;
 }
 
 class Run {
  public:
-  Run(const MoeParams& params, const Parallel& parallel, const KernelTable& kernels) : p_(params), parallel_(parallel), kernels_(kernels), s_(carve(params)) {}
+  Run(const MoeParams& params, const Parallel& parallel, const KernelTable& kernels) : p_(params), parallel_(parallel), kernels_(kernels), rounds_(rounds(params)), s_(carve(params)) {}
 
   void route() const {
     parallel_for(parallel_, (p_.tokens + kFewRows - 1) / kFewRows, [&](int64_t task) {
@@ -106,7 +117,10 @@ class Run {
   int64_t token(const Segment& segment, int64_t r) const { return s_.sorted[segment.first + r] / p_.top_k; }
 
   void run_batch(int64_t count) const {
-    parallel_for(parallel_, count, [&](int64_t i) { pack(s_.segments[i]); });
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count; ++i) rows += s_.segments[i].rows;
+    const bool small = rows <= kFewRows;
+    for_each(small, count, [&](int64_t i) { pack(s_.segments[i]); });
 
     // One task takes blocks [task * grain, …) of the rows of gate and up of one expert.
     const int64_t hidden_blocks = blocks(p_.d_ff), hidden_grain = grain(p_.d_model, 2);
@@ -116,6 +130,8 @@ class Run {
       for (int64_t block = from; block < std::min(hidden_blocks, from + hidden_grain); ++block)
         compute_hidden(s_.segments[task / hidden_tasks], block * kBlockRows, std::min(p_.d_ff, (block + 1) * kBlockRows));
     });
+
+    if (rounds_) for_each(small, count, [&](int64_t i) { round_hidden(s_.segments[i]); });
 
     // One task takes the same outputs of every expert, so that no two add to the same element of y.
     const int64_t output_blocks = blocks(p_.d_model), output_grain = grain(p_.d_ff, count);
@@ -129,66 +145,106 @@ class Run {
   static int64_t blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
   static int64_t grain(int64_t depth, int64_t products) { return std::max<int64_t>(1, kTaskWork / (kBlockRows * depth * products)); }
 
+  /// On this thread where there is too little to do for others.
+  template <class F>
+  void for_each(bool here, int64_t count, F&& body) const {
+    if (!here) return parallel_for(parallel_, count, body);
+    for (int64_t i = 0; i < count; ++i) body(i);
+  }
+
   void pack(const Segment& segment) const {
-    if (segment.few) return;
     const int64_t panel = kernels_.panel;
-    // A few columns of every row at a time: what is written so far stays in the first-level cache until its lines are full.
-    constexpr int64_t kColumns = 64;
-    for (int64_t first = 0; first < segment.padded(panel); first += panel) {
-      float* packed = s_.inputs + (segment.at + first) * p_.d_model;
-      for (int64_t d0 = 0; d0 < p_.d_model; d0 += kColumns)
-        for (int64_t r = 0; r < panel; ++r) {
-          const float* x = first + r < segment.rows ? p_.x + token(segment, first + r) * p_.d_model : nullptr;
-          for (int64_t d = d0; d < std::min(p_.d_model, d0 + kColumns); ++d) packed[d * panel + r] = x ? x[d] : 0;
-        }
+    if (segment.few) {
+      if (!rounds_) return;
+      for (int64_t r = 0; r < segment.rows; ++r) kernels_.round_row(p_.x + token(segment, r) * p_.d_model, p_.d_model, s_.rounded_inputs.from(segment.at + r, p_.d_model));
+      return;
     }
+    for (int64_t first = 0; first < segment.padded(panel); first += panel) {
+      const float* rows[kMaxPanel];
+      for (int64_t r = 0; r < panel; ++r) rows[r] = first + r < segment.rows ? p_.x + token(segment, first + r) * p_.d_model : nullptr;
+      if (rounds_)
+        pack_rounded(kernels_, rows, p_.d_model, s_.rounded_inputs.from(segment.at + first, p_.d_model));
+      else
+        kernels_.pack_panel(rows, 0, p_.d_model, s_.inputs + (segment.at + first) * p_.d_model);
+    }
+  }
+
+  void round_hidden(const Segment& segment) const {
+    const int64_t step = segment.few ? 1 : kernels_.panel;
+    for (int64_t first = segment.at; first < segment.at + segment.padded(kernels_.panel); first += step) {
+      const float* hidden = s_.hidden + first * p_.d_ff;
+      const RoundedRows to = s_.rounded_hidden.from(first, p_.d_ff);
+      if (segment.few) {
+        kernels_.round_row(hidden, p_.d_ff, to);
+        continue;
+      }
+      for (int64_t k0 = 0; k0 < p_.d_ff; k0 += kRoundedDepth) kernels_.round_panel(hidden + k0 * step, k0, std::min(kRoundedDepth, p_.d_ff - k0), to);
+    }
+  }
+
+  /// The products of a segment's inputs, or of its hidden activations, with rows [begin, end) of w: where there are few, element
+  /// [r,n] lies at out[r * out_row + n], otherwise [panel,n,i] at out[panel * out_row * panel + (n - begin) * panel + i].
+  void multiply(const Segment& segment, const WeightMatrix& w, bool hidden, int64_t begin, int64_t end, float* out, int64_t out_row) const {
+    const int64_t depth = hidden ? p_.d_ff : p_.d_model;
+    const float* rows = hidden ? s_.hidden + segment.at * depth : s_.inputs + segment.at * depth;
+    if (rounds_) {
+      const RoundedRows x = (hidden ? s_.rounded_hidden : s_.rounded_inputs).from(segment.at, depth);
+      if (segment.few) return kernels_.dot_rounded(w, depth, begin, end, x, segment.rows, out, out_row);
+      return kernels_.multiply_rounded(w, depth, begin, end, x, segment.rows, out, out_row * kernels_.panel);
+    }
+    if (!segment.few) return kernels_.multiply_panels(w, depth, begin, end, rows, segment.rows, out, out_row * kernels_.panel);
+    const float* x[kFewRows];
+    for (int64_t r = 0; r < segment.rows; ++r) x[r] = hidden ? rows + r * depth : p_.x + token(segment, r) * depth;
+    kernels_.dot_rows(w, depth, begin, end, x, segment.rows, out, out_row);
   }
 
   void compute_hidden(const Segment& segment, int64_t begin, int64_t end) const {
     const ExpertWeights& w = p_.weights[segment.expert];
     const int64_t panel = kernels_.panel, width = end - begin;
     float* hidden = s_.hidden + segment.at * p_.d_ff;
+    alignas(64) float up[kMoeSegmentRows * kBlockRows];
     if (segment.few) {
-      const float* x[kFewRows];
-      for (int64_t r = 0; r < segment.rows; ++r) x[r] = p_.x + token(segment, r) * p_.d_model;
-      float up[kFewRows * kBlockRows];
-      kernels_.dot_rows(w.gate, p_.d_model, begin, end, x, segment.rows, hidden, p_.d_ff);
-      kernels_.dot_rows(w.up, p_.d_model, begin, end, x, segment.rows, up - begin, kBlockRows);
+      multiply(segment, w.gate, false, begin, end, hidden, p_.d_ff);
+      multiply(segment, w.up, false, begin, end, up - begin, kBlockRows);
       for (int64_t r = 0; r < segment.rows; ++r) kernels_.gate_in_place(hidden + r * p_.d_ff + begin, up + r * kBlockRows, width);
       return;
     }
-    alignas(64) float up[kMoeSegmentRows * kBlockRows];
-    const float* x = s_.inputs + segment.at * p_.d_model;
     float* gate = hidden + begin * panel;
-    kernels_.multiply_panels(w.gate, p_.d_model, begin, end, x, segment.rows, gate, p_.d_ff * panel);
-    kernels_.multiply_panels(w.up, p_.d_model, begin, end, x, segment.rows, up, kBlockRows * panel);
+    multiply(segment, w.gate, false, begin, end, gate, p_.d_ff);
+    multiply(segment, w.up, false, begin, end, up, kBlockRows);
     for (int64_t i = 0; i < segment.padded(panel) / panel; ++i) kernels_.gate_in_place(gate + i * p_.d_ff * panel, up + i * kBlockRows * panel, width * panel);
   }
 
   void add_output(const Segment& segment, int64_t begin, int64_t end) const {
-    const ExpertWeights& w = p_.weights[segment.expert];
+    const WeightMatrix& w = p_.weights[segment.expert].down;
     const int64_t panel = kernels_.panel;
-    const float* hidden = s_.hidden + segment.at * p_.d_ff;
     alignas(64) float out[kMoeSegmentRows * kBlockRows];
     if (segment.few) {
-      const float* x[kFewRows];
-      for (int64_t r = 0; r < segment.rows; ++r) x[r] = hidden + r * p_.d_ff;
-      kernels_.dot_rows(w.down, p_.d_ff, begin, end, x, segment.rows, out - begin, kBlockRows);
-    } else {
-      kernels_.multiply_panels(w.down, p_.d_ff, begin, end, hidden, segment.rows, out, kBlockRows * panel);
+      multiply(segment, w, true, begin, end, out - begin, kBlockRows);
+      for (int64_t r = 0; r < segment.rows; ++r) {
+        const float weight = s_.weights[s_.sorted[segment.first + r]];
+        float* y = p_.y + token(segment, r) * p_.d_model;
+        for (int64_t d = begin; d < end; ++d) y[d] += weight * out[r * kBlockRows + d - begin];
+      }
+      return;
     }
-    for (int64_t r = 0; r < segment.rows; ++r) {
-      const float weight = s_.weights[s_.sorted[segment.first + r]];
-      float* y = p_.y + token(segment, r) * p_.d_model + begin;
-      const float* share = segment.few ? out + r * kBlockRows : out + r / panel * kBlockRows * panel + r % panel;
-      const int64_t stride = segment.few ? 1 : panel;
-      for (int64_t d = 0; d < end - begin; ++d) y[d] += weight * share[d * stride];
+    multiply(segment, w, true, begin, end, out, kBlockRows);
+    for (int64_t first = 0; first < segment.rows; first += panel) {
+      const int64_t rows = std::min(panel, segment.rows - first);
+      float weights[kMaxPanel];
+      float* y[kMaxPanel];
+      for (int64_t r = 0; r < rows; ++r) {
+        weights[r] = s_.weights[s_.sorted[segment.first + first + r]];
+        y[r] = p_.y + token(segment, first + r) * p_.d_model + begin;
+      }
+      kernels_.add_panel(out + first * kBlockRows, end - begin, rows, weights, y);
     }
   }
 
   const MoeParams& p_;
   const Parallel& parallel_;
   const KernelTable& kernels_;
+  const bool rounds_;
   const Scratch s_;
 };
 
@@ -203,6 +259,9 @@ size_t moe_scratch(const MoeParams& p) {
 const char* moe(const MoeParams& p, const Parallel& parallel, Isa isa) {
   if (p.top_k < 1 || p.top_k > p.experts) return "topK must be 1 to the number of experts";
   if (p.tokens * p.top_k > INT32_MAX) return "tokens times topK must be below 2^31";
+  for (int64_t e = 0; e < p.experts; ++e)
+    for (const WeightMatrix* w : {&p.weights[e].gate, &p.weights[e].up, &p.weights[e].down})
+      if (w->type != p.weights[0].gate.type) return "all weights must be of one type";
   if (p.tokens == 0) return nullptr;
   const Run run(p, parallel, kernel_table(isa));
   run.route();

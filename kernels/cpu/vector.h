@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -21,6 +22,9 @@ typedef int32_t Ints __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
 typedef uint16_t BFloats __attribute__((vector_size(2 * LAYERWEAVE_LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LAYERWEAVE_LANES)));
+/// Two 16-bit integers in the place of each float.
+typedef int16_t Shorts __attribute__((vector_size(4 * LAYERWEAVE_LANES)));
+typedef int8_t ManyBytes __attribute__((vector_size(2 * LAYERWEAVE_LANES)));
 
 LAYERWEAVE_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LAYERWEAVE_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -60,6 +64,70 @@ LAYERWEAVE_INLINE Floats load(const int8_t* p) {
 #endif
 }
 
+/// Twice as many integers as there are lanes, widened.
+LAYERWEAVE_INLINE Shorts load_shorts(const int8_t* p) {
+#if LAYERWEAVE_LANES == 16
+  return reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif LAYERWEAVE_LANES == 8
+  return reinterpret_cast<Shorts>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  ManyBytes v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Shorts);
+#endif
+}
+
+/// Two such vectors that follow each other. One access to each line of memory is faster than two.
+LAYERWEAVE_INLINE void load_shorts(const int8_t* p, Shorts& first, Shorts& second) {
+#if LAYERWEAVE_LANES == 16
+  __m512i both = _mm512_loadu_si512(p);
+  asm("" : "+v"(both));  // or the compiler would load the lower half once more
+  first = reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm512_castsi512_si256(both)));
+  second = reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(both, 1)));
+#else
+  first = load_shorts(p);
+  second = load_shorts(p + 2 * kLanes);
+#endif
+}
+
+LAYERWEAVE_INLINE Shorts load(const int16_t* p) {
+  Shorts v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// The same two integers everywhere.
+LAYERWEAVE_INLINE Shorts broadcast_pair(const int16_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return reinterpret_cast<Shorts>(pair - Ints{});
+}
+
+/// sums + the two products of each pair, in 32 bits.
+LAYERWEAVE_INLINE Ints add_products(Ints sums, Shorts a, Shorts b) {
+#ifdef LAYERWEAVE_VNNI
+  return reinterpret_cast<Ints>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif LAYERWEAVE_LANES == 16
+  return sums + reinterpret_cast<Ints>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif LAYERWEAVE_LANES == 8
+  return sums + reinterpret_cast<Ints>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__x86_64__)
+  return sums + reinterpret_cast<Ints>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  const Ints c = reinterpret_cast<Ints>(a), d = reinterpret_cast<Ints>(b);
+  return sums + (c >> 16) * (d >> 16) + (c << 16 >> 16) * (d << 16 >> 16);
+#endif
+}
+
+LAYERWEAVE_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+/// To the nearest integers, for |v| < 2^22.
+LAYERWEAVE_INLINE Ints to_nearest(Floats v) {
+  // Adding 1.5 * 2^23 leaves an integer in the low bits.
+  constexpr float rounder = 0x1.8p23f;
+  return reinterpret_cast<Ints>(v + rounder) - 0x4b400000;
+}
+
 /// The first `count` elements, 0 behind them.
 template <class T>
 LAYERWEAVE_INLINE Floats load(const T* p, int64_t count) {
@@ -67,6 +135,14 @@ LAYERWEAVE_INLINE Floats load(const T* p, int64_t count) {
   T padded[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
   return load(padded);
+}
+
+/// The first `count` of the integers that load_shorts reads, 0 behind them.
+LAYERWEAVE_INLINE Shorts load_shorts(const int8_t* p, int64_t count) {
+  if (count == 2 * kLanes) return load_shorts(p);
+  int8_t padded[2 * kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
+  return load_shorts(padded);
 }
 
 /// Asks for the cache line of an element that is read, or overwritten, soon; the address may lie outside of everything.
@@ -79,6 +155,14 @@ LAYERWEAVE_INLINE void will_write(const float* base, int64_t offset) {
 }
 
 LAYERWEAVE_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+LAYERWEAVE_INLINE void store(int16_t* p, Shorts v) { std::memcpy(p, &v, sizeof v); }
+
+/// kLanes integers that fit 16 bits.
+LAYERWEAVE_INLINE void store_shorts(int16_t* p, Ints v) {
+  typedef int16_t Narrow __attribute__((vector_size(2 * LAYERWEAVE_LANES)));
+  const Narrow narrow = __builtin_convertvector(v, Narrow);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
 
 LAYERWEAVE_INLINE void store(float* p, Floats v, int64_t count) {
   if (count == kLanes) return store(p, v);
@@ -140,6 +224,33 @@ LAYERWEAVE_INLINE void store_sums(float* p, Floats a, Floats b, Floats c, Floats
   p[2] = sum(c);
   p[3] = sum(d);
 #endif
+}
+
+LAYERWEAVE_INLINE float largest(Floats v) {
+  float most = v[0];
+  for (int64_t i = 1; i < kLanes; ++i) most = most > v[i] ? most : v[i];
+  return most;
+}
+
+/// Swaps lanes `step` apart between vectors `step` apart. Pairs of vectors are named by numbers below kLanes / 2.
+template <int64_t step, int... lane>
+LAYERWEAVE_INLINE void exchange(Floats* v, std::integer_sequence<int, lane...>) {
+#pragma GCC unroll 8
+  for (int64_t pair = 0; pair < kLanes / 2; ++pair) {
+    const int64_t i = pair / step * 2 * step + pair % step;
+    const Floats a = v[i], b = v[i + step];
+    v[i] = __builtin_shufflevector(a, b, (lane & step ? kLanes + lane - step : lane)...);
+    v[i + step] = __builtin_shufflevector(a, b, (lane & step ? kLanes + lane : lane + step)...);
+  }
+}
+
+/// kLanes vectors, as rows of a matrix, become its columns.
+LAYERWEAVE_INLINE void transpose(Floats* v) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+  exchange<1>(v, lanes);
+  exchange<2>(v, lanes);
+  if constexpr (kLanes > 4) exchange<4>(v, lanes);
+  if constexpr (kLanes > 8) exchange<8>(v, lanes);
 }
 
 /// An integer as a number to multiply by its power of two.

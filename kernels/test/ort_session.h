@@ -25,6 +25,7 @@ struct Tensor {
     for (const int64_t extent : shape) count *= static_cast<size_t>(extent);
     switch (type) {
       case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
         return count;
       case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
         return count * 4;
@@ -36,13 +37,14 @@ struct Tensor {
   }
 };
 
-/// A graph of one node of an op of ours, its weights constant.
+/// A graph of one node, its weights constant.
 struct Model {
   std::string op, node;
   std::vector<std::pair<std::string, std::variant<int64_t, float, std::string>>> attributes;
   std::vector<std::string> node_inputs;  // "" for an absent one
   std::vector<Tensor> inputs, constants, outputs;
   std::map<std::string, std::string> in_place;  // present → past
+  std::string domain = "ai.layerweave";
 };
 
 /// A protobuf message, as far as ONNX needs it.
@@ -86,7 +88,7 @@ inline std::string encode_onnx(const Model& model) {
   Message node, graph;
   for (const std::string& name : model.node_inputs) node.text(1, name);
   for (const Tensor& tensor : model.outputs) node.text(2, tensor.name);
-  node.text(3, model.node).text(4, model.op).text(7, "ai.layerweave");
+  node.text(3, model.node).text(4, model.op).text(7, model.domain);
   for (const auto& [name, value] : model.attributes) {
     Message attribute;
     attribute.text(1, name);
@@ -103,18 +105,19 @@ inline std::string encode_onnx(const Model& model) {
   }
   for (const Tensor& tensor : model.inputs) graph.message(11, value_info(tensor));
   for (const Tensor& tensor : model.outputs) graph.message(12, value_info(tensor));
-  return Message().number(1, 10).message(7, graph).message(8, Message().text(1, "").number(2, 23)).message(8, Message().text(1, "ai.layerweave").number(2, 1)).bytes();
+  return Message().number(1, 10).message(7, graph).message(8, Message().text(1, "").number(2, 23)).message(8, Message().text(1, model.domain).number(2, 1)).bytes();
 }
 
-/// ONNX Runtime, with our library of CUDA ops. What fails throws its message.
+/// ONNX Runtime, with our library of CUDA ops, or without where its path is "". What fails throws its message.
 class Runtime {
  public:
   Runtime(const std::string& library, const std::string& ops) : ops_(ops) {
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!handle) throw std::runtime_error(dlerror());
     const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"))();
+    version = base->GetVersionString();
     api = base->GetApi(ORT_API_VERSION);
-    if (!api) throw std::runtime_error(library + " is " + base->GetVersionString() + ", the headers are of API " + std::to_string(ORT_API_VERSION));
+    if (!api) throw std::runtime_error(library + " is " + version + ", the headers are of API " + std::to_string(ORT_API_VERSION));
     check(api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "layerweave", &env));
   }
 
@@ -131,7 +134,7 @@ class Runtime {
     check(api->CreateSessionOptions(&options));
     const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> owned(options, api->ReleaseSessionOptions);
     check(api->SetSessionGraphOptimizationLevel(options, ORT_DISABLE_ALL));
-    check(api->RegisterCustomOpsLibrary_V2(options, ops_.c_str()));
+    if (!ops_.empty()) check(api->RegisterCustomOpsLibrary_V2(options, ops_.c_str()));
     if (stream) {
       OrtCUDAProviderOptionsV2* cuda;
       check(api->CreateCUDAProviderOptions(&cuda));
@@ -148,6 +151,7 @@ class Runtime {
     return session;
   }
 
+  std::string version;
   const OrtApi* api;
   OrtEnv* env;
 
@@ -181,12 +185,16 @@ class Session {
     for (auto& [name, buffer] : buffers_) buffer.fill(0xff);
     for (const Tensor& tensor : inputs) CUDA_CHECK(cudaMemcpy(buffers_.at(tensor.name).data(), tensor.bytes.data(), tensor.size(), cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaDeviceSynchronize());
-    runtime_.check(runtime_.api->RunWithBinding(session_, nullptr, binding_));
+    enqueue(nullptr);
     CUDA_CHECK(cudaDeviceSynchronize());
     std::map<std::string, std::vector<unsigned char>> outputs;
     for (const auto& [name, buffer] : outputs_) outputs[name] = download(buffers_.at(buffer));
     return outputs;
   }
+
+  void enqueue(const OrtRunOptions* options) { runtime_.check(runtime_.api->RunWithBinding(session_, options, binding_)); }
+  /// The memory of an input or output.
+  const DeviceBuffer& buffer(const std::string& name) const { return buffers_.at(name); }
 
  private:
   void bind(const Tensor& tensor, const std::string& buffer, bool input) {

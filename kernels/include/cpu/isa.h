@@ -7,6 +7,7 @@ enum class Isa {
   kBaseline,  // what the compiler's target guarantees: SSE2 on x86-64, NEON on ARM
   kAvx2,      // with FMA
   kAvx512,    // F, BW, DQ, VL
+  kAvx512Vnni,  // with VNNI too
 };
 
 /// The widest that this processor and operating system support and this library has.

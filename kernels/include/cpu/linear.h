@@ -4,24 +4,26 @@
 #include <cstdint>
 
 #include "isa.h"
-#include "moe.h"
 #include "parallel.h"
 
 namespace layerweave::cpu {
 
-/// A linear layer: y[m,n] = sum_k x[m,k] * w[n,k] + bias[n], the weights widened to float32 as they are read. They are read
-/// once for up to kLinearSegmentRows rows of x.
+/// A linear layer with int8 weights: y[m,n] = scales[n] * sum_k x[m,k] * w[n,k] + bias[n]. Activations are rounded to 16 bits, 256
+/// inputs of a row sharing a scale, and the products of such a block summed exactly: y is off by at most
+/// sum_k |scales[n] * w[n,k]| * max |x[m, block of k]| / 65534, beside float32's rounding of a sum of blocks. A row of x with a
+/// number that is not finite gives NaN. The weights are read once for up to kLinearSegmentRows rows of x.
 struct LinearParams {
   int64_t rows;   // M
   int64_t depth;  // K, at least 1
   int64_t width;  // N
 
-  const float* x;        // [M,K]
-  WeightMatrix weights;  // [N,K]
-  const float* bias;     // [N], or null
-  float* y;              // [M,N], not overlapping x
+  const float* x;         // [M,K]
+  const int8_t* weights;  // [N,K]
+  const float* scales;    // [N]
+  const float* bias;      // [N], or null
+  float* y;               // [M,N], not overlapping x
 
-  void* scratch;  // linear_scratch bytes, aligned to 64; null where that is 0
+  void* scratch;  // linear_scratch bytes, aligned to 64
 };
 
 inline constexpr int64_t kLinearSegmentRows = 256;

@@ -35,7 +35,8 @@ enum class RouterOrder {
 
 /// Mixture of gated MLPs: y = sum_e weight_e * down_e(silu(gate_e(x)) * up_e(x)) over the top_k experts of each token. Of equal
 /// logits the lower expert wins. Only chosen experts are computed, each for the tokens that chose it, so that its weights are
-/// read once for up to kMoeSegmentRows of them.
+/// read once for up to kMoeSegmentRows of them. For int8 weights, activations and the hidden products are rounded to 16 bits as by
+/// `linear` (linear.h).
 struct MoeParams {
   int64_t tokens;   // M
   int64_t d_model;  // D
@@ -47,7 +48,7 @@ struct MoeParams {
 
   const float* x;                 // [M,D]
   const float* router;            // [E,D]
-  const ExpertWeights* weights;   // [E]
+  const ExpertWeights* weights;   // [E], all of one type
   float* y;                       // [M,D], not overlapping x
 
   void* scratch;  // moe_scratch bytes, aligned to 64

@@ -17,17 +17,18 @@ class MoE : public Kernel {
     if (call.input_count() != first_scale && call.input_count() != first_scale + 3 * experts)
       throw OpError("expected gate, up and down weights of " + std::to_string(experts) + " experts, and int8 ones' scales after them; got " + std::to_string(call.input_count() - 2) + " tensors");
     const bool quantized = call.input_count() != first_scale;
+    const auto type = call.element_type(2);
+    if (quantized ? type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16)
+      throw OpError(quantized ? "expected int8 weights where there are scales" : "expected float32 or bfloat16 weights where there are no scales");
     const int64_t d_model = x.shape[1];
     const Shape first = call.input<void>(2).shape;
     const int64_t d_ff = first.empty() ? 0 : first[0];
-    const bool halved = !quantized && call.element_type(2) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-    const auto expected = quantized ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : halved ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     // Weight i among those of all experts, [rows, columns].
     const auto matrix = [&](size_t i, int64_t rows, int64_t columns) -> cpu::WeightMatrix {
-      if (call.element_type(2 + i) != expected) throw OpError(quantized ? "expected int8 weights where there are scales" : "expected float32 or bfloat16 weights, all alike, where there are no scales");
+      if (call.element_type(2 + i) != type) throw OpError("expected weights of one type");
       const auto weight = call.input<void>(2 + i);
       expect(weight.shape == Shape{rows, columns}, "gate and up [F, D] and down [D, F], F the same for every expert", {&weight.shape, &x.shape});
-      if (!quantized) return {halved ? cpu::WeightType::kBFloat16 : cpu::WeightType::kFloat32, weight.data, nullptr};
+      if (!quantized) return {type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? cpu::WeightType::kFloat32 : cpu::WeightType::kBFloat16, weight.data, nullptr};
       if (call.element_type(first_scale + i) != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw OpError("expected float32 scales");
       const auto scales = call.input<float>(first_scale + i);
       expect(scales.shape == Shape{rows}, "a scale for each row of a weight", {&scales.shape, &weight.shape});

@@ -20,7 +20,7 @@ class QuantizedLinear : public Kernel {
       expect(given.shape == Shape{width}, "bias [out]", {&given.shape, &weight.shape});
       bias = given.data;
     }
-    cpu::LinearParams params = {rows, depth, width, x.data, {cpu::WeightType::kInt8, weight.data, scale.data}, bias, call.output<float>(0, {rows, width}), nullptr};
+    cpu::LinearParams params = {rows, depth, width, x.data, weight.data, scale.data, bias, call.output<float>(0, {rows, width}), nullptr};
     const Scratch scratch(call, cpu::linear_scratch(params));
     params.scratch = scratch.data();
     cpu::linear(params, parallel(call), cpu::best_isa());
