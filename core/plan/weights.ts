@@ -79,6 +79,7 @@ export function cpuWeightMemory({ weights, tiedEmbeddings }: PlanModel, quantize
     const inPlace = execution === "cpu-kernels" && (weight.kind === "experts" || weight.kind === "router");
     if (becomesInt8(weight, quantize)) held.mapped += quantizedBytes(weight);
     else if (weight.dtype === "int8") held.mapped += weight.bytes;
+    else if (inPlace && weight.kind === "experts" && weight.dtype === "bfloat16") held.mapped += weight.bytes;
     else if (!inPlace && (isLinear(weight) || weight.kind === "router")) held.packed += packed;
     else {
       if (isTable && tiedEmbeddings) held.packed += packed;

@@ -197,6 +197,19 @@ Napi::Float32Array float32_array(Napi::Env env, const std::shared_ptr<std::uniqu
   return Napi::Float32Array::New(env, count, buffer, 0);
 }
 
+Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*, double>> entries) {
+  const auto object = Napi::Object::New(env);
+  for (const auto& [key, value] : entries) object.Set(key, Napi::Number::New(env, value));
+  return object;
+}
+
+/** A session that is on a card. */
+CudaSession& on_card(Session& session) {
+  auto* card = dynamic_cast<CudaSession*>(&session);
+  if (!card) throw std::logic_error("the session is not on a card");
+  return *card;
+}
+
 /** A session as JavaScript holds it. One that is collected unclosed is closed. */
 class NativeSession : public Napi::ObjectWrap<NativeSession> {
  public:
@@ -206,6 +219,7 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
                         InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"),
                         InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::write_state>("writeState"),
                         InstanceMethod<&NativeSession::copy_row>("copyRow"), InstanceMethod<&NativeSession::memory>("memory"),
+                        InstanceMethod<&NativeSession::measure_device>("measureDevice"), InstanceMethod<&NativeSession::step_times>("stepTimes"),
                         InstanceMethod<&NativeSession::close>("close")});
   }
 
@@ -296,20 +310,36 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
   Napi::Value memory(const Napi::CallbackInfo& info) {
     return submit(info, [](auto& session) {
       return [memory = session->memory()](Napi::Env env) {
-        const auto object = [&](std::initializer_list<std::pair<const char*, double>> entries) {
-          const auto made = Napi::Object::New(env);
-          for (const auto& [key, value] : entries) made.Set(key, Napi::Number::New(env, value));
-          return made;
-        };
         const auto bytes = [](size_t count) { return static_cast<double>(count); };
-        const auto content = object({{"arena", bytes(memory.arena_now)}, {"arenaPeak", bytes(memory.arena_peak)}, {"state", bytes(memory.state_now)}, {"statePeak", bytes(memory.state_peak)}});
+        const auto content = numbers(env, {{"arena", bytes(memory.arena_now)}, {"arenaPeak", bytes(memory.arena_peak)}, {"state", bytes(memory.state_now)}, {"statePeak", bytes(memory.state_peak)}});
         if (const auto& card = memory.card)
-          content.Set("card", object({{"weights", bytes(card->weights)},
+          content.Set("card", numbers(env, {{"weights", bytes(card->weights)},
+                                      {"arenaReserved", bytes(card->arena_reserved)},
+                                      {"exchange", bytes(card->exchange)},
                                       {"loadSeconds", card->load_seconds},
                                       {"usedBefore", bytes(card->used_before)},
                                       {"usedNow", bytes(card->used_now)},
                                       {"total", bytes(card->total)}}));
         return content;
+      };
+    });
+  }
+
+  Napi::Value measure_device(const Napi::CallbackInfo& info) {
+    return submit(info, [](auto& session) {
+      return [rates = on_card(*session).measure_card()](Napi::Env env) {
+        return numbers(env, {{"copyBytesPerSecond", rates.copy_bytes_per_second}, {"gemmOperationsPerSecond", rates.gemm_operations_per_second}});
+      };
+    });
+  }
+
+  Napi::Value step_times(const Napi::CallbackInfo& info) {
+    return submit(info, [state = id(info[0])](auto& session) {
+      return [times = on_card(*session).step_times(state)](Napi::Env env) {
+        return numbers(env, {{"steps", static_cast<double>(times.steps)},
+                             {"hostSeconds", times.host_seconds},
+                             {"waitSeconds", times.wait_seconds},
+                             {"launches", static_cast<double>(times.launches)}});
       };
     });
   }

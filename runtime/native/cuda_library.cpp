@@ -115,6 +115,11 @@ CudaLibrary::CudaLibrary(const std::string& folder) {
     resolve(runtime, "cudaStreamCreateWithFlags", stream_create);
     resolve(runtime, "cudaStreamDestroy", stream_destroy);
     resolve(runtime, "cudaStreamSynchronize", stream_synchronize);
+    resolve(runtime, "cudaStreamBeginCapture", begin_capture);
+    resolve(runtime, "cudaStreamEndCapture", end_capture);
+    resolve(runtime, "cudaGraphGetNodes", graph_nodes);
+    resolve(runtime, "cudaGraphNodeGetType", node_type);
+    resolve(runtime, "cudaGraphDestroy", graph_destroy);
     resolve(runtime, "cudaGetLastError", get_last_error_);
     resolve(runtime, "cudaGetErrorName", error_name_);
     resolve(runtime, "cudaGetErrorString", error_text_);
@@ -125,6 +130,13 @@ CudaLibrary::CudaLibrary(const std::string& folder) {
     throw CudaUnavailable("no-libraries", "libcudart.so." + std::to_string(major) + " can't be used: " + error.what());
   }
   path_ = path_of(reinterpret_cast<void*>(set_device));
+}
+
+void* CudaLibrary::symbol(const char* name) const {
+  // Every library was opened for all to see.
+  void* found = dlsym(RTLD_DEFAULT, name);
+  if (!found) throw std::runtime_error(std::string("CUDA's libraries lack ") + name);
+  return found;
 }
 
 void CudaLibrary::check(Status status, const std::string& doing) const {

@@ -40,6 +40,8 @@ class CudaLibrary {
  public:
   using Status = int;   // cudaError_t
   using Stream = void*;  // cudaStream_t
+  using Graph = void*;   // cudaGraph_t
+  using Node = void*;    // cudaGraphNode_t
 
   /**
    * Takes what the dynamic linker finds (LD_LIBRARY_PATH), else what lies in `folder` or where CUDA is usually installed.
@@ -64,6 +66,9 @@ class CudaLibrary {
    */
   std::shared_mutex& calls() const { return calls_; }
 
+  /** A function of CUDA's libraries that only some need. @throws std::runtime_error */
+  void* symbol(const char* name) const;
+
   const std::string& path() const { return path_; }
 
   Status (*set_device)(int);
@@ -75,11 +80,20 @@ class CudaLibrary {
   Status (*stream_create)(Stream*, unsigned);
   Status (*stream_destroy)(Stream);
   Status (*stream_synchronize)(Stream);
+  Status (*begin_capture)(Stream, int);
+  Status (*end_capture)(Stream, Graph*);
+  Status (*graph_nodes)(Graph, Node*, size_t*);
+  Status (*node_type)(Node, int*);
+  Status (*graph_destroy)(Graph);
 
   /** cudaMemcpyDefault: where the two ends lie follows from their addresses. */
   static constexpr int kCopy = 4;
   /** cudaStreamNonBlocking: does not wait for the default stream, which libraries may use. */
   static constexpr unsigned kNonBlocking = 1;
+  /** cudaStreamCaptureModeThreadLocal: what other threads do does not end the capture. */
+  static constexpr int kThreadLocal = 1;
+  /** cudaGraphNodeTypeKernel */
+  static constexpr int kKernelNode = 0;
 
  private:
   explicit CudaLibrary(const std::string& folder);

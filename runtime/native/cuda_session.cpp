@@ -1,6 +1,7 @@
 #include "cuda_session.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
@@ -68,6 +69,8 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   ort.check(api.CreateSession(ort.env(), spec.graph.c_str(), options, &session));
   return {session, api.ReleaseSession};
 }
+
+double seconds(std::chrono::steady_clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 size_t used(const CudaLibrary& cuda) {
   const auto [free, total] = cuda.memory();
@@ -190,7 +193,15 @@ std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) 
   }
   count = static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
   const bool single = extents.tokens == 1 && extents.wanted == 1;
-  return spec_.cuda->graphs && single ? step(state, call, extents) : run_once(state, call, extents);
+  handed_over_ = Clock::now();
+  const Clock::time_point start = handed_over_;
+  std::unique_ptr<float[]> logits = spec_.cuda->graphs && single ? step(state, call, extents) : run_once(state, call, extents);
+  if (single) {
+    times_.steps++;
+    times_.host_seconds += seconds(handed_over_ - start);
+    times_.wait_seconds += seconds(Clock::now() - handed_over_);
+  }
+  return logits;
 }
 
 std::unique_ptr<float[]> CudaSession::run_once(State& state, const ForwardCall& call, const Extents& extents) {
@@ -213,6 +224,7 @@ std::unique_ptr<float[]> CudaSession::run_once(State& state, const ForwardCall& 
   }
   for (const Slot& slot : state.slots)
     if (slot.spare) device_->copy(slot.current->data(), slot.spare->data(), slot.current->bytes());
+  handed_over_ = Clock::now();
   return exchange_.receive(static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size));
 }
 
@@ -241,6 +253,7 @@ std::unique_ptr<float[]> CudaSession::step(State& state, const ForwardCall& call
     const std::shared_lock<std::shared_mutex> lock(cuda_.cuda().calls());
     run(stepping.binding.get(), stepping.graph->number());
   }
+  handed_over_ = Clock::now();
   return stepping.exchange.receive(static_cast<size_t>(extents.batch * spec_.vocab_size));
 }
 
@@ -271,10 +284,63 @@ void CudaSession::capture(State& state, Stepping& stepping) {
   stepping.graph = std::move(graph);
 }
 
+/** What activations are: keys and values are of their type. */
+ElementType CudaSession::compute_type() const {
+  for (const SlotSpec& slot : spec_.slots)
+    if (slot.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return slot.type;
+  throw std::logic_error("no state of the activations' type");
+}
+
+StepTimes CudaSession::step_times(StateId id) {
+  State& state = state_of(id);
+  StepTimes times = std::exchange(times_, {});
+  // Before a step, memory for one is not there yet, and none can be taken within a capture.
+  if (times.steps > 0) times.launches = count_launches(state, {state.batch, 1, 1});
+  return times;
+}
+
+/** Captures a step without carrying it out. */
+size_t CudaSession::count_launches(State& state, const Extents& extents) {
+  const CudaLibrary& cuda = cuda_.cuda();
+  exchange_.fit(extents, spec_.vocab_size);
+  Bindings bindings(ort_, binding_.get());
+  exchange_.bind(*this, bindings, extents);
+  for (size_t i = 0; i < state.slots.size(); i++) {
+    bindings.input(spec_.slots[i].past, state.slots[i].current->value());
+    bindings.output(spec_.slots[i].present, state.slots[i].current->value());
+  }
+  device_->wait();
+  const std::unique_lock<std::shared_mutex> alone(cuda.calls());
+  cuda.check(cuda.begin_capture(cuda_.stream(), CudaLibrary::kThreadLocal), "capturing a step");
+  CudaLibrary::Graph graph = nullptr;
+  try {
+    run(binding_.get(), kNoGraph);
+  } catch (const std::exception&) {
+    // What the run says is the reason; a capture that it broke gives no graph.
+    if (cuda.end_capture(cuda_.stream(), &graph) == 0) cuda.graph_destroy(graph);
+    throw;
+  }
+  cuda.check(cuda.end_capture(cuda_.stream(), &graph), "capturing a step");
+  const std::unique_ptr<void, CudaLibrary::Status (*)(CudaLibrary::Graph)> owned(graph, cuda.graph_destroy);
+  size_t count = 0;
+  cuda.check(cuda.graph_nodes(graph, nullptr, &count), "counting a step's launches");
+  std::vector<CudaLibrary::Node> nodes(count);
+  cuda.check(cuda.graph_nodes(graph, nodes.data(), &count), "counting a step's launches");
+  size_t launches = 0;
+  for (const CudaLibrary::Node node : nodes) {
+    int type = 0;
+    cuda.check(cuda.node_type(node, &type), "counting a step's launches");
+    if (type == CudaLibrary::kKernelNode) launches++;
+  }
+  return launches;
+}
+
 Memory CudaSession::memory() const {
-  const auto [now, peak] = arena_use(ort_, allocator_.get());
+  const auto [now, peak, reserved] = arena_use(ort_, allocator_.get());
+  size_t exchange = exchange_.bytes();
+  for (const auto& [id, stepping] : stepping_) exchange += stepping.exchange.bytes();
   const auto [free, total] = cuda_.cuda().memory();
-  return {now, peak, tally_.now, tally_.peak, std::make_shared<CardMemory>(CardMemory{weights_->bytes(), weights_->seconds(), used_before_, total - free, total})};
+  return {now, peak, tally_.now, tally_.peak, std::make_shared<CardMemory>(CardMemory{weights_->bytes(), reserved, exchange, weights_->seconds(), used_before_, total - free, total})};
 }
 
 }  // namespace layerweave

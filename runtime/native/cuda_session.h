@@ -1,6 +1,9 @@
 #pragma once
 
+#include <chrono>
+
 #include "bindings.h"
+#include "cuda_rates.h"
 #include "device_weights.h"
 #include "session.h"
 
@@ -20,6 +23,10 @@ class CudaSession : public Session {
   std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
   Memory memory() const override;
 
+  CardRates measure_card() { return layerweave::measure_card(cuda_, compute_type()); }
+  /** Of the steps since this was last asked, and the kernels that a step of a state launches. */
+  StepTimes step_times(StateId id);
+
  private:
   /** What a run takes and gives, on the card and page-locked on the host; the same addresses for as long as nothing larger is asked for. */
   class Exchange {
@@ -32,6 +39,7 @@ class CudaSession : public Session {
     /** Brings `count` logits back, and waits for everything before. */
     std::unique_ptr<float[]> receive(size_t count);
     void bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const;
+    size_t bytes() const { return inputs_.bytes + logits_.bytes; }
 
    private:
     struct Buffer {
@@ -86,6 +94,8 @@ class CudaSession : public Session {
   std::unique_ptr<float[]> run_once(State& state, const ForwardCall& call, const Extents& extents);
   std::unique_ptr<float[]> step(State& state, const ForwardCall& call, const Extents& extents);
   void capture(State& state, Stepping& stepping);
+  size_t count_launches(State& state, const Extents& extents);
+  ElementType compute_type() const;
   void run(OrtIoBinding* binding, int graph);
   void wait_quietly() noexcept;
 
@@ -100,6 +110,10 @@ class CudaSession : public Session {
   /** The graph number that the run options name. */
   int current_graph_ = 0;
   std::map<StateId, Stepping> stepping_;
+  using Clock = std::chrono::steady_clock;
+  /** When the last run was all on its way to the card. */
+  Clock::time_point handed_over_;
+  StepTimes times_{};
 };
 
 }  // namespace layerweave

@@ -121,8 +121,8 @@ std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) 
 }
 
 Memory HostSession::memory() const {
-  const auto [now, peak] = arena_use(ort_, allocator_.get());
-  return {now, peak, tally_.now, tally_.peak, nullptr};
+  const ArenaUse arena = arena_use(ort_, allocator_.get());
+  return {arena.now, arena.peak, tally_.now, tally_.peak, nullptr};
 }
 
 }  // namespace layerweave

@@ -169,7 +169,7 @@ ArenaUse arena_use(const OrtLibrary& ort, const OrtAllocator* allocator) {
     if (!value) throw std::runtime_error(std::string("ONNX Runtime's allocator does not report ") + key);
     return std::strtoull(value, nullptr, 10);
   };
-  return {stat("InUse"), stat("MaxInUse")};
+  return {stat("InUse"), stat("MaxInUse"), stat("TotalAllocated")};
 }
 
 OrtOwned<OrtAllocator> session_allocator(const OrtLibrary& ort, const OrtSession* session, const OrtMemoryInfo* info) {

@@ -68,10 +68,24 @@ struct ForwardCall {
 /** On a card: what the session and the driver say of its memory. */
 struct CardMemory {
   size_t weights;
+  /** What ONNX Runtime's allocator took from the card to hand out. */
+  size_t arena_reserved;
+  /** Token ids on their way to the card, and logits on theirs back. */
+  size_t exchange;
   double load_seconds;
   size_t used_before;
   size_t used_now;
   size_t total;
+};
+
+/** Where the time of steps of one token went. */
+struct StepTimes {
+  size_t steps;
+  /** Until everything was handed to the card; the rest of a step waits for it. */
+  double host_seconds;
+  double wait_seconds;
+  /** Kernels of one step; 0: no state has taken one. */
+  size_t launches;
 };
 
 struct Memory {
@@ -163,10 +177,11 @@ class Session {
   StateId next_state_ = 0;
 };
 
-/** What an allocator of ONNX Runtime's has handed out, now and at most. */
+/** What an allocator of ONNX Runtime's has handed out, now and at most, and what it has taken to hand out. */
 struct ArenaUse {
   size_t now;
   size_t peak;
+  size_t reserved;
 };
 ArenaUse arena_use(const OrtLibrary& ort, const OrtAllocator* allocator);
 
