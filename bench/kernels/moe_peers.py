@@ -78,6 +78,15 @@ def grouped(copy, tokens, columns, outputs):
     })
 
 
+def text_of(results):
+    """JSON with a line for each result."""
+
+    def text(value):
+        return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]" if isinstance(value, list) else json.dumps(value)
+
+    return "{\n" + ",\n".join(f'  "{key}": {text(value)}' for key, value in results.items()) + "\n}\n"
+
+
 def main(path, qmoe=None):
     with open(path) as file:
         results = json.load(file)
@@ -97,8 +106,7 @@ def main(path, qmoe=None):
         results["onnxruntime"] = theirs["onnxruntime"]
         results["qmoe"] = theirs["results"]
     with open(path, "w") as file:
-        json.dump(results, file, indent=1)
-        file.write("\n")
+        file.write(text_of(results))
 
 
 main(*sys.argv[1:])

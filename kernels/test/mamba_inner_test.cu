@@ -262,17 +262,19 @@ void check(Tally& tally, const Case& test, std::mt19937_64& random) {
   // then moves by a unit in the last place of its terms.
   const double unit = 2 * output_rounding(test.dtype);
   WorstError y_error, ssm_error;
-  double y_squares = 0, error_squares = 0;
+  double y_squares = 0, size_squares = 0, error_squares = 0;
   for (int64_t i = 0; i < static_cast<int64_t>(got_y.size()); ++i) {
     const int64_t row = i / test.channels;
     if (test.lengths && row % test.tokens >= in.lengths[row / test.tokens]) continue;
     y_error.add(i, got_y[i], want.y[i], unit / 2 * std::abs(want.y[i]) + 2 * unit * want.y_size[i] + output_floor(test.dtype));
     y_squares += want.y[i] * want.y[i];
+    size_squares += want.y_size[i] * want.y_size[i];
     error_squares += (got_y[i] - want.y[i]) * (got_y[i] - want.y[i]);
   }
   std::string failure = y_error.failure("y");
-  // Rounding y alone makes an error of about a third of a unit in its last place.
-  if (!(std::sqrt(error_squares) <= 0.6 * unit * std::sqrt(y_squares) + 1e-30)) failure += "error of y " + std::to_string(std::sqrt(error_squares / y_squares)) + " of its size. ";
+  // Rounding y alone makes an error of about a third of a unit in its last place; of a few dt one that falls to the other side
+  // moves all of y, by 0.012 units of its terms at most as seen.
+  if (!(std::sqrt(error_squares) <= unit * (0.6 * std::sqrt(y_squares) + 0.03 * std::sqrt(size_squares)) + 1e-30)) failure += "error of y " + std::to_string(std::sqrt(error_squares / y_squares)) + " of its size. ";
   for (int64_t i = 0; i < static_cast<int64_t>(got_ssm.size()); ++i) {
     const bool still = test.lengths && in.lengths[i / (test.channels * test.states)] == 0;
     ssm_error.add(i, got_ssm[i], want.ssm_state[i], still ? 1e-30 : 2 * unit * want.ssm_size[i] + 1e-7);
