@@ -143,16 +143,15 @@ function commandLine(terminal: Terminal): Command {
     .option("--force", "run a model that does not fit in the budget")
     .action(async (folder: string, { json: _, ...options }: RunOptions & { readonly json?: boolean }) => (await import("./commands/run.js")).run(terminal, folder, options));
 
-  command("bench", "measure prefill and decode against what this machine allows")
+  device(command("bench", "measure prefill and decode against what this machine allows"))
     .argument("<folder>", "compiled folder")
     .option("--prompt <n>", "tokens of the prompt", "512")
     .option("--tokens <n>", "tokens to decode after it", "128")
     .option("--batch <n>", "sequences at once", "1")
     .option("--repeat <n>", "repetitions, after one to warm up", "3")
-    .option("--chunk <n>", "tokens of the prompt fed at once", "512")
+    .option("--chunk <n>", "tokens of the prompt fed at once (default: 8K on a card, 512 on the CPU)")
     .option("--threads <n>", "threads that compute one operator together (default: as many as the process may use)")
     .option("--budget <bytes>", "memory that may be used, such as 8GiB (default: what is available)")
-    .addOption(backend())
     .action(async (folder: string, options: BenchOptions) => (await import("./commands/bench.js")).bench(terminal, folder, options));
 
   device(command("verify", "compare a compiled folder with reference logits"))

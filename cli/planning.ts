@@ -3,7 +3,9 @@ import { extname } from "node:path";
 import { allParameters } from "../compiler/ir/block.js";
 import { toBlocks } from "../compiler/lower.js";
 import { planModel, profileLayout } from "../compiler/passes/profile-model.js";
+import { targetNamed } from "../compiler/targets/index.js";
 import { portable } from "../compiler/targets/portable.js";
+import type { Target } from "../compiler/targets/target.js";
 import { bindCheckpoint } from "../compiler/weights/bind.js";
 import { openSafetensors } from "../compiler/weights/safetensors.js";
 import { type Diagnostic, Diagnostics, fail, LayerweaveError } from "../core/diagnostics.js";
@@ -81,17 +83,23 @@ export interface PlannedSource {
   readonly weightsFrom: string;
 }
 
+/** What a model is compiled for to run on a device: our kernels on a card compute in 16 bits. */
+function targetFor({ execution, computeDtype }: Device): Target {
+  return execution === "kernels" && computeDtype !== "float32" ? targetNamed("cuda", computeDtype) : portable;
+}
+
 /**
  * What the planner needs of a source. Weights count as they are stored: in a compiled folder and in a checkpoint with
  * weights as these say, in a layout in the type that the device computes in. `dtype` stores matrices otherwise.
  */
 export async function planSource(source: Source, { device, quantize }: Pick<Setting, "device" | "quantize">, dtype: StorageDtype | undefined): Promise<PlannedSource> {
+  const target = targetFor(device);
   if (source.kind === "compiled" && dtype === undefined) {
     const compiled = planModelOf(source.manifest);
     const asCompiled = quantize === "none" || compiled.weights.some((weight) => weight.dtype === "int8");
-    return { model: asCompiled ? compiled : { ...compiled, profile: profileLayout(source.layout, portable, quantize) }, weightsFrom: "as compiled" };
+    return { model: asCompiled ? compiled : { ...compiled, profile: profileLayout(source.layout, target, quantize) }, weightsFrom: "as compiled" };
   }
-  const model = planModel(source.layout, portable, dtype ?? device.computeDtype, quantize);
+  const model = planModel(source.layout, target, dtype ?? device.computeDtype, quantize);
   const assumed = { model, weightsFrom: dtype === undefined ? `${device.computeDtype}, which ${device.name} computes in` : `${dtype}, as asked` };
   if (source.kind !== "checkpoint" || !(await hasWeights(source.path))) return assumed;
   const { checkpoint } = source;

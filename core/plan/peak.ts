@@ -32,24 +32,25 @@ type Compiled = (sizes: Sizes) => number;
 
 /**
  * Finds the peak among a phase's moments, which are parsed once. The native runtime makes the logits' buffer before a run, outside
- * of ONNX Runtime's allocator; elsewhere it is there from the node that fills it.
+ * of ONNX Runtime's allocator, and on a card another for captured steps; elsewhere it is there from the node that fills it.
  */
 export function peakFinder(sets: readonly LiveSet[], execution: Device["execution"]): (sizes: Sizes, computeBytes: number, granularity: number) => Peak {
   const compiled = sets.map(({ at, tensors, kernel }) => ({
     at,
     kernel: kernel && { call: kernel, rows: compile("rows" in kernel ? kernel.rows : 0) },
     tensors: tensors
-      .filter(({ use }) => use !== "logits" || execution !== "cpu-kernels")
+      .filter(({ use }) => use !== "logits" || execution === "bodies")
       .map(({ count, elements, spread, dtype, use }) => {
         const most = compile(elements);
         return { count, most, spread: spread === undefined ? most : compile(spread), bytes: dtype === "compute" ? undefined : bytesPerElement[dtype], use };
       }),
   }));
-  const bound = execution === "cpu-kernels" ? sets.flatMap(({ tensors }) => tensors.filter(({ use }) => use === "logits").map(({ elements }) => compile(elements))) : [];
+  const bound = execution !== "bodies" ? sets.flatMap(({ tensors }) => tensors.filter(({ use }) => use === "logits").map(({ elements }) => compile(elements))) : [];
+  const buffers = execution === "kernels" ? 2 : 1;
   return (sizes, computeBytes, granularity) => {
     let peak: Peak | undefined;
     let spread = 0;
-    const logits = Math.max(0, ...bound.map((elements) => elements(sizes) * computeBytes));
+    const logits = buffers * Math.max(0, ...bound.map((elements) => elements(sizes) * bytesPerElement.float32));
     for (const { at, tensors, kernel } of compiled) {
       const sums = { activation: 0, workspace: 0, logits };
       let [rounded, even] = [logits, logits];

@@ -7,7 +7,7 @@ import type { PlanModel } from "./model.js";
 import { type Peak, peakFinder, roundUp } from "./peak.js";
 import { type Roofline, roofline } from "./roofline.js";
 import { checkedCount, formatBytes, formatCount, mostTokens } from "./sizes.js";
-import { cpuWeightMemory, type Quantization, type WeightItem, weightItems } from "./weights.js";
+import { cpuWeightMemory, paddingBetween, type Quantization, type WeightItem, weightItems } from "./weights.js";
 
 export interface PlanOptions {
   readonly device: Device;
@@ -47,7 +47,7 @@ export interface PlanBytes {
 
 /** The same bytes by who holds them, without the runtime's own: what a measurement can be laid beside. */
 export interface PlanHolders {
-  /** Weights that the session's allocator doesn't hold: those used in their files, and those widened while loading. */
+  /** Weights that the session's allocator doesn't hold: those used in their files, those widened while loading, and all on a card. */
   readonly weights: number;
   /** The session's allocator: packed weights, activations and workspace. */
   readonly arena: number;
@@ -168,8 +168,10 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
   const prefillPeak = peakFinder(profile.prefill, execution);
   const decodePeak = peakFinder(profile.decode, execution);
   const weights = weightItems(model.weights, quantize).reduce((sum, item) => sum + item.bytes, 0);
-  const held = execution === "kernels" ? { mapped: 0, widened: 0, packed: weights } : cpuWeightMemory(model, quantize, execution);
   const granularity = device.allocator.granularity.value;
+  // On a card all weights lie in one block, each where accesses are aligned.
+  const held = execution === "kernels" ? { mapped: weights, widened: 0, packed: 0 } : cpuWeightMemory(model, quantize, execution);
+  const padding = execution === "kernels" ? paddingBetween(model.weights, quantize, granularity) : 0;
   const computeBytes = bytesPerElement[device.computeDtype];
   const rows = model.state.map((slot) => ({ slot, bytes: rowBytes(slot, options) }));
   const ofRole = (role: StateSlot["role"]) => added(rows.filter(({ slot }) => slot.role === role).map(({ bytes }) => bytes));
@@ -192,12 +194,12 @@ function accountant(model: PlanModel, options: PlanOptions): Account {
       activations: peak.activations,
       logits: peak.logits,
       workspace: peak.workspace,
-      allocator: peak.rounding + poolGrowth(peak.total, device),
+      allocator: peak.rounding + poolGrowth(peak.total - (execution === "bodies" ? 0 : peak.logits), device) + padding,
       runtime: device.runtime.value,
     };
     const holders = {
-      weights: held.mapped + held.widened,
-      arena: held.packed + parts.activations + parts.workspace + parts.allocator,
+      weights: held.mapped + held.widened + padding,
+      arena: held.packed + parts.activations + parts.workspace + parts.allocator - padding,
       state: parts.kvCache + parts.convState + parts.ssmState + parts.stateCopies,
       logits: parts.logits,
     };
@@ -238,9 +240,14 @@ function dtypeOf({ role, dtype }: StateSlot, { device, kvDtype, stateDtype }: Pl
 const firstRegion = 2 ** 20;
 const largestRegion = 2 ** 30;
 
-/** What a growing pool holds beyond `bytes`. */
+/**
+ * What a growing pool holds beyond `bytes`. `twice`: the arena asks for exactly what it lacks, but hands out a chunk whole that is
+ * less than twice what was asked for, and never joins what it asked for at different times. How much that comes to depends on the
+ * order of sizes; on a card it was 1.5 to 2.2 times the peak (docs/performance.md).
+ */
 function poolGrowth(bytes: number, { allocator }: Device): number {
   if (allocator.growth === "exact") return 0;
+  if (allocator.growth === "twice") return bytes;
   let pool = 0;
   for (let region = firstRegion; pool < bytes; region *= 2) {
     if (region >= largestRegion) return pool + roundUp(bytes - pool, largestRegion) - bytes;

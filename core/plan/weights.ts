@@ -55,7 +55,7 @@ const packedColumns = 16;
 
 /** Where the bytes of weights are while a model is loaded. */
 export interface WeightMemory {
-  /** Used in the files, which are mapped. */
+  /** Used as they are stored: in the mapped files, or copied from them into large pages (`HostWeights` of the native runtime). */
   readonly mapped: number;
   /** float32 copies that ONNX Runtime makes of others while loading, outside of its allocator. */
   readonly widened: number;
@@ -91,6 +91,13 @@ export function cpuWeightMemory({ weights, tiedEmbeddings }: PlanModel, quantize
 }
 
 const quantizedBytes = (weight: PlannedWeight): number => elementsOf(weight) + rowsOf(weight) * bytesPerElement.float32;
+
+/** What is lost where every tensor begins at a multiple of `granularity` bytes. */
+export function paddingBetween(weights: readonly PlannedWeight[], quantize: Quantization, granularity: number): number {
+  return weights
+    .flatMap((weight) => (becomesInt8(weight, quantize) ? [elementsOf(weight), quantizedBytes(weight) - elementsOf(weight)] : [weight.bytes]))
+    .reduce((sum, bytes) => sum + roundUp(bytes, granularity) - bytes, 0);
+}
 
 /** Bytes of weights that a step over `tokens` tokens reads: of the embedding only their rows, of experts those that some token chose. */
 export function weightBytesRead(model: PlanModel, quantize: Quantization, tokens: number): number {

@@ -1,4 +1,5 @@
 import type { Manifest } from "../../core/manifest.js";
+import type { ResolvedSampling } from "../sampling.js";
 
 /** What a backend needs to open a compiled model. */
 export interface OpenRequest {
@@ -14,6 +15,26 @@ export interface OpenRequest {
 
 /** Names the state tensors of one batch inside the session that made them; only the session can look inside. */
 export type StateId = number;
+
+/** Names what chooses the tokens of one batch inside the session that made it. */
+export type SamplerId = number;
+
+/** How the tokens of one row are chosen: as on the host, but for the repetition penalty. */
+export type DeviceSamplingOptions = Omit<ResolvedSampling, "repetitionPenalty">;
+
+/** Chooses tokens where the logits are, so that these don't cross over. Each row's random sequence lies there too. */
+export interface DeviceSampling {
+  /** A sampler for as many rows as there are options, each at the start of its random sequence. */
+  create(rows: readonly DeviceSamplingOptions[]): Promise<SamplerId>;
+  /** Frees it once the calls made before this one are done. */
+  release(sampler: SamplerId): void;
+  /**
+   * A run as `BackendSession.forward` of one logit index a row, after which every row of `chosen` draws: those and no
+   * others move on in their random sequences.
+   * @returns [B] tokens, as the host would choose them: -1 where it would find the logits not finite, anything for other rows.
+   */
+  forward(request: ForwardRequest, sampler: SamplerId, chosen: readonly boolean[]): Promise<readonly number[]>;
+}
 
 /** One run of the graph over a batch of B rows, each padded on the right to T tokens. */
 export interface ForwardRequest {
@@ -52,12 +73,27 @@ export interface SessionMemory {
 /** Bytes of a card's memory. */
 export interface CardMemory {
   readonly weights: number;
+  /** What ONNX Runtime's allocator has taken to hand out; it keeps what it took. */
+  readonly arenaReserved: number;
+  /** Buffers for token ids, logits and samplers. */
+  readonly exchange: number;
   /** Seconds that loading the weights took, from the first read to the last copy. */
   readonly loadSeconds: number;
   /** Used by anybody, before the session was opened and now. */
   readonly usedBefore: number;
   readonly usedNow: number;
   readonly total: number;
+}
+
+/** Where the time of steps of one token went, on a card. */
+export interface StepTimes {
+  readonly steps: number;
+  /** In the session, until everything was handed to the card. */
+  readonly hostSeconds: number;
+  /** Waiting for the card after that. */
+  readonly waitSeconds: number;
+  /** Kernels that one step launches. */
+  readonly launches: number;
 }
 
 /** What a device reaches, measured the way a session uses it. */
@@ -85,6 +121,8 @@ export interface BackendSession {
    * @returns logits [B, L, V], row-major.
    */
   forward(request: ForwardRequest): Promise<Float32Array>;
+  /** Absent where tokens are chosen on the host. */
+  readonly sampling?: DeviceSampling | undefined;
   /**
    * Copies slot `slot` (an index into the manifest's `state`) out, as float32 whatever it is stored in. Of a slot that
    * grows, `positions` are wanted, and those behind may be left out.
@@ -96,7 +134,9 @@ export interface BackendSession {
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   /** What the session holds; null where the backend can't tell. */
   memory(): Promise<SessionMemory | null>;
-  /** Measures the device with as many threads as the session has, for a few seconds; meaningful while nothing else runs on it. */
+  /** Of the steps of one token since this was last asked, `state`'s among them; null on the CPU. */
+  stepTimes(state: StateId): Promise<StepTimes | null>;
+  /** Measures the device, on the CPU with as many threads as the session has, for a few seconds; meaningful while nothing else runs on it. */
   measureDevice(): Promise<DeviceRates>;
   /** Finishes the calls already made, then frees everything. Calling it again waits for the same end. */
   close(): Promise<void>;

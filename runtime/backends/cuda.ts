@@ -1,10 +1,9 @@
 import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { fail } from "../../core/diagnostics.js";
 import { runtimeDiagnostics } from "../diagnostics.js";
 import type { Backend, BackendChoice, Card, OpenRequest } from "./backend.js";
 import { type CudaProblem, loadNativeRuntime, type NativeRuntime } from "./native-addon.js";
-import { openSession } from "./native.js";
+import { openSession, weightsInOrder } from "./native.js";
 
 /**
  * The cards that models compiled for CUDA can run on here.
@@ -47,6 +46,7 @@ function requireKernels({ addon, library, cudaKernels }: NativeRuntime): void {
   if (!existsSync(cudaKernels)) missing("it is not there");
   try {
     addon.probe(library, cudaKernels);
+    addon.probeSampler(cudaKernels);
   } catch (error) {
     missing((error as Error).message.trim());
   }
@@ -77,12 +77,7 @@ function cudaBackend(native: NativeRuntime, { ordinal }: Card): Backend {
   return {
     name: "cuda",
     open(request: OpenRequest) {
-      const { folder, manifest, cudaGraphs } = request;
-      const weights = [...manifest.weights]
-        // In the order they lie in: disks and the system read ahead.
-        .sort((a, b) => (a.file < b.file ? -1 : a.file > b.file ? 1 : a.offset - b.offset))
-        .map(({ name, file, offset, bytes, dtype, shape }) => ({ name, file: join(folder, file), offset, bytes, dtype, shape }));
-      return openSession(native, native.cudaKernels, request, { ordinal, graphs: cudaGraphs, weights });
+      return openSession(native, native.cudaKernels, request, { ordinal, graphs: request.cudaGraphs, weights: weightsInOrder(request.folder, request.manifest) });
     },
   };
 }

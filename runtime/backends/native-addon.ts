@@ -2,7 +2,17 @@ import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import type { Dtype } from "../../core/dtype.js";
-import type { Card, SessionMemory, SlotContent, StateId } from "./backend.js";
+import type { Card, DeviceRates, DeviceSamplingOptions, SamplerId, SessionMemory, SlotContent, StateId, StepTimes } from "./backend.js";
+
+/** An initializer of the graph, stored as it takes it. */
+export interface AddonWeight {
+  readonly name: string;
+  readonly file: string;
+  readonly offset: number;
+  readonly bytes: number;
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+}
 
 /** What a session is opened with; names are those of the graph's inputs and outputs. */
 export interface AddonSessionOptions {
@@ -30,16 +40,10 @@ export interface AddonSessionOptions {
   readonly cuda?: {
     readonly ordinal: number;
     readonly graphs: boolean;
-    /** Initializers of the graph, stored as it takes them. */
-    readonly weights: readonly {
-      readonly name: string;
-      readonly file: string;
-      readonly offset: number;
-      readonly bytes: number;
-      readonly dtype: Dtype;
-      readonly shape: readonly number[];
-    }[];
+    readonly weights: readonly AddonWeight[];
   };
+  /** Weights to be copied into memory, on the CPU; the others' files are mapped. */
+  readonly copied: readonly AddonWeight[];
   readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }
 
@@ -50,10 +54,26 @@ export interface AddonSession {
   releaseState(state: StateId): Promise<void>;
   /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
   forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
+  /** The following three on a card only. */
+  createSampler(rows: readonly DeviceSamplingOptions[]): Promise<SamplerId>;
+  releaseSampler(sampler: SamplerId): Promise<void>;
+  /** As `forward` with L = 1; `chosen` [B] is 0 or 1 → token ids [B] */
+  forwardSampled(
+    state: StateId,
+    inputIds: BigInt64Array,
+    pastLengths: BigInt64Array,
+    lengths: BigInt64Array,
+    logitIndices: BigInt64Array,
+    sampler: SamplerId,
+    chosen: Uint8Array,
+  ): Promise<BigInt64Array>;
   readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
   writeState(state: StateId, slot: number, numbers: Float32Array): Promise<void>;
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   memory(): Promise<Omit<SessionMemory, "logitsPeak">>;
+  /** On a card only. */
+  measureDevice(): Promise<DeviceRates>;
+  stepTimes(state: StateId): Promise<StepTimes>;
   close(): Promise<void>;
 }
 
@@ -61,6 +81,8 @@ interface Addon {
   openSession(options: AddonSessionOptions): Promise<AddonSession>;
   /** The version of ONNX Runtime. @throws Error saying why the library or the kernels can't be used */
   probe(library: string, kernels: string): string;
+  /** @throws Error saying why the kernels can't choose tokens */
+  probeSampler(kernels: string): void;
   /** The cards, and what is free of one (0: there is no such). Rejects with a `CudaProblem`'s code where CUDA can't be used. */
   probeCuda(library: string, ordinal: number): Promise<{
     readonly cards: readonly Omit<Card, "ordinal" | "freeBytes">[];

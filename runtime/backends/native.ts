@@ -2,9 +2,9 @@ import { join } from "node:path";
 import { LayerweaveError, diagnostic, fail, invariant, type Diagnostic } from "../../core/diagnostics.js";
 import type { Manifest, StateSlot } from "../../core/manifest.js";
 import { runtimeDiagnostics } from "../diagnostics.js";
-import type { Backend, BackendSession, DeviceRates, ForwardRequest, OpenRequest, SessionMemory, SlotContent, StateId } from "./backend.js";
+import type { Backend, BackendSession, DeviceRates, DeviceSampling, ForwardRequest, OpenRequest, SessionMemory, SlotContent, StateId, StepTimes } from "./backend.js";
 import { measureCpu } from "./measure-cpu.js";
-import type { AddonSession, AddonSessionOptions, NativeRuntime } from "./native-addon.js";
+import type { AddonSession, AddonSessionOptions, AddonWeight, NativeRuntime } from "./native-addon.js";
 import { originInMessage } from "./portable.js";
 
 /** [B] as the graph takes it. */
@@ -12,6 +12,9 @@ const int64 = (values: readonly number[]): BigInt64Array => BigInt64Array.from(v
 
 /** How allocators of C++, of ONNX Runtime and of CUDA say that there is no memory, and a thread that there is none for its stack. */
 const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for|Resource temporarily unavailable|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2:/;
+
+/** Largest vocabulary that the kernel chooses from: kSampleMaxVocabulary of kernels/include/sample.cuh. */
+const mostSampled = 2 ** 18;
 
 /** Whose memory a session uses. */
 type Owner = "system" | "card";
@@ -29,13 +32,27 @@ async function described<Value>(owner: Owner, doing: string, work: () => Promise
 class NativeSession implements BackendSession {
   #closing: Promise<void> | undefined;
   #logitsPeak = 0;
+  readonly sampling: DeviceSampling | undefined;
 
   constructor(
     private readonly session: AddonSession,
     private readonly origins: Manifest["origins"],
     private readonly owner: Owner,
     private readonly threads: number,
-  ) {}
+    vocabSize: number,
+  ) {
+    if (owner === "card" && vocabSize <= mostSampled)
+      this.sampling = {
+        create: (rows) => this.#run("hold a sampler", () => session.createSampler(rows)),
+        // Fails only when the session is closed, and the sampler gone with it.
+        release: (sampler) => void this.#run("hold a sampler", () => session.releaseSampler(sampler)).catch(() => undefined),
+        forward: async ({ state, inputIds, pastLengths, lengths, logitIndices }, sampler, chosen) =>
+          Array.from(
+            await this.#run("run the model", () => session.forwardSampled(state, inputIds, int64(pastLengths), int64(lengths), logitIndices, sampler, Uint8Array.from(chosen, Number))),
+            Number,
+          ),
+      };
+  }
 
   createState(batch: number, capacity: number): Promise<StateId> {
     return this.#ofState(() => this.session.createState(batch, capacity));
@@ -51,12 +68,7 @@ class NativeSession implements BackendSession {
   }
 
   async forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
-    const logits = await described(
-      this.owner,
-      "run the model",
-      () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices),
-      (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)),
-    );
+    const logits = await this.#run("run the model", () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices));
     this.#logitsPeak = Math.max(this.#logitsPeak, logits.byteLength);
     return logits;
   }
@@ -77,13 +89,22 @@ class NativeSession implements BackendSession {
     return { ...(await this.session.memory()), logitsPeak: this.#logitsPeak };
   }
 
+  async stepTimes(state: StateId): Promise<StepTimes | null> {
+    return this.owner === "card" ? this.#ofState(() => this.session.stepTimes(state)) : null;
+  }
+
   measureDevice(): Promise<DeviceRates> {
-    return measureCpu(this.threads);
+    if (this.owner === "system") return measureCpu(this.threads);
+    return described(this.owner, "measure the card", () => this.session.measureDevice(), (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }));
   }
 
   close(): Promise<void> {
     this.#closing ??= this.session.close();
     return this.#closing;
+  }
+
+  #run<Value>(doing: string, work: () => Promise<Value>): Promise<Value> {
+    return described(this.owner, doing, work, (problem) => diagnostic(runtimeDiagnostics["run-failed"], { problem }, originInMessage(problem, this.origins)));
   }
 
   #ofState<Value>(work: () => Promise<Value>): Promise<Value> {
@@ -104,6 +125,13 @@ function slotOptions({ past, present, dtype, shape, update, rewind }: StateSlot)
     // be lost with a run that fails or is interrupted halfway, so it has two buffers, which change roles when a run succeeds.
     inPlace: update === "in-place" && rewind === "trim",
   };
+}
+
+/** A model's weights in the order they lie in: disks and the system read ahead. */
+export function weightsInOrder(folder: string, manifest: Manifest): AddonWeight[] {
+  return [...manifest.weights]
+    .sort((a, b) => (a.file < b.file ? -1 : a.file > b.file ? 1 : a.offset - b.offset))
+    .map(({ name, file, offset, bytes, dtype, shape }) => ({ name, file: join(folder, file), offset, bytes, dtype, shape }));
 }
 
 /** Opens a session of the addon: on the CPU, or with `cuda` on a card. */
@@ -127,6 +155,8 @@ export async function openSession(
     logitIndices: inputs.logitIndices.name,
     logits: outputs.logits.name,
     state: manifest.state.map(slotOptions),
+    // Our kernels read int8 weights as they are stored; what ONNX Runtime widens or packs it copies itself.
+    copied: cuda || kernels === "" ? [] : weightsInOrder(folder, manifest).filter(({ dtype }) => dtype === "int8"),
     ...(cuda ? { cuda } : {}),
     ...(onProgress ? { onProgress } : {}),
   };
@@ -137,7 +167,7 @@ export async function openSession(
     () => addon.openSession(options),
     (problem) => diagnostic(runtimeDiagnostics["load-failed"], { folder, problem }, originInMessage(problem, manifest.origins)),
   );
-  return new NativeSession(session, manifest.origins, owner, threads);
+  return new NativeSession(session, manifest.origins, owner, threads, model.vocabSize);
 }
 
 /** Our addon over ONNX Runtime's C API, on the CPU. A thread of its own runs each session, so the one that asks stays free. */

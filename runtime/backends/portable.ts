@@ -73,6 +73,10 @@ class PortableSession implements BackendSession {
     return null;
   }
 
+  async stepTimes(): Promise<null> {
+    return null;
+  }
+
   measureDevice(): Promise<DeviceRates> {
     return measureCpu(this.threads);
   }

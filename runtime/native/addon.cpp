@@ -1,7 +1,8 @@
-// What JavaScript sees: `openSession` and its session, `probe`. Every call on a session is a promise; the work is done
+// What JavaScript sees: `openSession` and its session, `probe` and its kind. Every call on a session is a promise; the work is done
 // on the session's own thread, and settled here.
 #include <napi.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -158,16 +159,21 @@ std::vector<int64_t> extents(const Napi::Array& shape) {
   return extents;
 }
 
+std::vector<WeightSpec> weight_specs(const Napi::Array& weights) {
+  std::vector<WeightSpec> specs;
+  for (uint32_t i = 0; i < weights.Length(); i++) {
+    const auto weight = weights.Get(i).As<Napi::Object>();
+    specs.push_back({text(weight, "name"), text(weight, "file"), integer(weight, "offset"), static_cast<size_t>(integer(weight, "bytes")),
+                     weight_type(text(weight, "dtype")), extents(weight.Get("shape").As<Napi::Array>())});
+  }
+  return specs;
+}
+
 std::shared_ptr<const CudaSpec> cuda_spec(const Napi::Object& object) {
   auto spec = std::make_shared<CudaSpec>();
   spec->ordinal = static_cast<int>(integer(object, "ordinal"));
   spec->graphs = object.Get("graphs").As<Napi::Boolean>().Value();
-  const auto weights = object.Get("weights").As<Napi::Array>();
-  for (uint32_t i = 0; i < weights.Length(); i++) {
-    const auto weight = weights.Get(i).As<Napi::Object>();
-    spec->weights.push_back({text(weight, "name"), text(weight, "file"), integer(weight, "offset"), static_cast<size_t>(integer(weight, "bytes")),
-                             weight_type(text(weight, "dtype")), extents(weight.Get("shape").As<Napi::Array>())});
-  }
+  spec->weights = weight_specs(object.Get("weights").As<Napi::Array>());
   return spec;
 }
 
@@ -180,6 +186,7 @@ SessionSpec session_spec(const Napi::Object& object) {
                    nullptr,                      nullptr};
   const Napi::Value cuda = object.Get("cuda");
   if (cuda.IsObject()) spec.cuda = cuda_spec(cuda.As<Napi::Object>());
+  spec.copied = weight_specs(object.Get("copied").As<Napi::Array>());
   const auto slots = object.Get("state").As<Napi::Array>();
   for (uint32_t i = 0; i < slots.Length(); i++) {
     const auto slot = slots.Get(i).As<Napi::Object>();
@@ -187,6 +194,16 @@ SessionSpec session_spec(const Napi::Object& object) {
                           slot.Get("inPlace").As<Napi::Boolean>().Value()});
   }
   return spec;
+}
+
+std::vector<SampledRow> sampled_rows(const Napi::Array& rows) {
+  std::vector<SampledRow> sampled;
+  for (uint32_t i = 0; i < rows.Length(); i++) {
+    const auto row = rows.Get(i).As<Napi::Object>();
+    const auto number = [&](const char* key) { return row.Get(key).As<Napi::Number>().DoubleValue(); };
+    sampled.push_back({number("temperature"), number("topP"), number("minP"), integer(row, "topK"), static_cast<uint64_t>(integer(row, "seed"))});
+  }
+  return sampled;
 }
 
 /** Numbers handed over to JavaScript without a copy. */
@@ -217,6 +234,8 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
     return DefineClass(env, "NativeSession",
                        {InstanceMethod<&NativeSession::create_state>("createState"), InstanceMethod<&NativeSession::copy_state>("copyState"),
                         InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"),
+                        InstanceMethod<&NativeSession::create_sampler>("createSampler"), InstanceMethod<&NativeSession::release_sampler>("releaseSampler"),
+                        InstanceMethod<&NativeSession::forward_sampled>("forwardSampled"),
                         InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::write_state>("writeState"),
                         InstanceMethod<&NativeSession::copy_row>("copyRow"), InstanceMethod<&NativeSession::memory>("memory"),
                         InstanceMethod<&NativeSession::measure_device>("measureDevice"), InstanceMethod<&NativeSession::step_times>("stepTimes"),
@@ -268,6 +287,32 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
       size_t count = 0;
       auto logits = std::make_shared<std::unique_ptr<float[]>>(session->forward(call, count));
       return [logits, count](Napi::Env env) { return float32_array(env, logits, count); };
+    });
+  }
+
+  Napi::Value create_sampler(const Napi::CallbackInfo& info) {
+    return submit(info, [rows = sampled_rows(info[0].As<Napi::Array>())](auto& session) {
+      return [created = on_card(*session).create_sampler(rows)](Napi::Env env) { return Napi::Number::New(env, created); };
+    });
+  }
+
+  Napi::Value release_sampler(const Napi::CallbackInfo& info) {
+    return submit(info, [sampler = id(info[0])](auto& session) {
+      on_card(*session).release_sampler(sampler);
+      return [](Napi::Env env) { return env.Undefined(); };
+    });
+  }
+
+  Napi::Value forward_sampled(const Napi::CallbackInfo& info) {
+    ForwardCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
+    const auto flags = info[6].As<Napi::Uint8Array>();
+    const std::vector<bool> chosen(flags.Data(), flags.Data() + flags.ElementLength());
+    return submit(info, [call = std::move(call), sampler = id(info[5]), chosen](auto& session) mutable {
+      return [tokens = on_card(*session).forward_sampled(call, sampler, chosen)](Napi::Env env) {
+        auto array = Napi::BigInt64Array::New(env, tokens.size());
+        std::copy(tokens.begin(), tokens.end(), array.Data());
+        return array;
+      };
     });
   }
 
@@ -383,6 +428,12 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), ort.version());
 }
 
+/** probeSampler(kernels): throws where the library of kernels can't choose tokens. */
+Napi::Value probe_sampler(const Napi::CallbackInfo& info) {
+  const SamplerLibrary library(info[0].As<Napi::String>().Utf8Value());
+  return info.Env().Undefined();
+}
+
 /** Looks at a card off the JavaScript thread: making a context on it takes a while. */
 class CudaProbing : public Napi::AsyncWorker {
  public:
@@ -448,6 +499,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.AddCleanupHook([addon] { addon->shut_down(); });
   exports.Set("openSession", Napi::Function::New(env, open_session, "openSession"));
   exports.Set("probe", Napi::Function::New(env, probe, "probe"));
+  exports.Set("probeSampler", Napi::Function::New(env, probe_sampler, "probeSampler"));
   exports.Set("probeCuda", Napi::Function::New(env, probe_cuda_later, "probeCuda"));
   return exports;
 }

@@ -83,6 +83,7 @@ CudaSession::CudaSession(const OrtLibrary& ort, const CudaLibrary& cuda, Session
     : Session(ort, spec, interruption, std::make_unique<CudaDevice>(ort, cuda, spec.cuda->ordinal)),
       cuda_(static_cast<CudaDevice&>(*device_)),
       used_before_(used(cuda)),
+      sampler_library_(spec_.kernels),
       weights_(std::make_unique<DeviceWeights>(ort, cuda_, spec_.cuda->weights, interruption, spec_.progress)),
       session_(make_session(ort, spec_, cuda_, *weights_, interruption.session_options())),
       allocator_(session_allocator(ort, session_.get(), device_->memory_info())),
@@ -183,7 +184,8 @@ void CudaSession::run(OrtIoBinding* binding, int graph) {
   ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding));
 }
 
-std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) {
+template <typename Receive>
+void CudaSession::run_and_receive(const ForwardCall& call, Receive receive) {
   State& state = state_of(call.state);
   const Extents extents = extents_of(state, call);
   make_room(state, call.past_lengths, extents.tokens);
@@ -191,20 +193,59 @@ std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) 
     own(spec_.slots[i], state.slots[i], call.past_lengths);
     if (!spec_.slots[i].grows()) spare(spec_.slots[i], state.slots[i]);
   }
-  count = static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
   const bool single = extents.tokens == 1 && extents.wanted == 1;
+  const Clock::time_point start = Clock::now();
+  Exchange& exchange = spec_.cuda->graphs && single ? step(state, call, extents) : run_once(state, call, extents);
   handed_over_ = Clock::now();
-  const Clock::time_point start = handed_over_;
-  std::unique_ptr<float[]> logits = spec_.cuda->graphs && single ? step(state, call, extents) : run_once(state, call, extents);
+  receive(exchange, extents);
   if (single) {
     times_.steps++;
     times_.host_seconds += seconds(handed_over_ - start);
     times_.wait_seconds += seconds(Clock::now() - handed_over_);
   }
+}
+
+std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) {
+  std::unique_ptr<float[]> logits;
+  run_and_receive(call, [&](Exchange& exchange, const Extents& extents) {
+    count = static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
+    logits = exchange.receive(count);
+  });
   return logits;
 }
 
-std::unique_ptr<float[]> CudaSession::run_once(State& state, const ForwardCall& call, const Extents& extents) {
+std::vector<int64_t> CudaSession::forward_sampled(ForwardCall& call, SamplerId id, const std::vector<bool>& chosen) {
+  DeviceSampler& sampler = sampler_of(id);
+  // Before the run: one that fails afterwards would have changed the state.
+  const auto [batch, tokens, wanted] = extents_of(state_of(call.state), call);
+  if (wanted != 1 || static_cast<size_t>(batch) != sampler.rows() || chosen.size() != sampler.rows())
+    throw std::logic_error("a sampler of " + std::to_string(sampler.rows()) + " rows takes one logit of each of as many");
+  std::vector<int64_t> sampled;
+  run_and_receive(call, [&](const Exchange& exchange, const Extents&) {
+    sampler.choose(exchange.logits(), chosen);
+    handed_over_ = Clock::now();
+    sampled = sampler.receive();
+  });
+  return sampled;
+}
+
+SamplerId CudaSession::create_sampler(const std::vector<SampledRow>& rows) {
+  samplers_.try_emplace(next_sampler_, sampler_library_, cuda_, rows, spec_.vocab_size);
+  return next_sampler_++;
+}
+
+void CudaSession::release_sampler(SamplerId id) {
+  sampler_of(id);
+  samplers_.erase(id);
+}
+
+DeviceSampler& CudaSession::sampler_of(SamplerId id) {
+  const auto found = samplers_.find(id);
+  if (found == samplers_.end()) throw std::logic_error("no sampler " + std::to_string(id));
+  return found->second;
+}
+
+CudaSession::Exchange& CudaSession::run_once(State& state, const ForwardCall& call, const Extents& extents) {
   exchange_.fit(extents, spec_.vocab_size);
   Bindings bindings(ort_, binding_.get());
   exchange_.bind(*this, bindings, extents);
@@ -224,11 +265,10 @@ std::unique_ptr<float[]> CudaSession::run_once(State& state, const ForwardCall& 
   }
   for (const Slot& slot : state.slots)
     if (slot.spare) device_->copy(slot.current->data(), slot.spare->data(), slot.current->bytes());
-  handed_over_ = Clock::now();
-  return exchange_.receive(static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size));
+  return exchange_;
 }
 
-std::unique_ptr<float[]> CudaSession::step(State& state, const ForwardCall& call, const Extents& extents) {
+CudaSession::Exchange& CudaSession::step(State& state, const ForwardCall& call, const Extents& extents) {
   Stepping& stepping = stepping_.try_emplace(call.state, ort_, session_.get(), cuda_).first->second;
   std::vector<const void*> addresses;
   for (const Slot& slot : state.slots) addresses.push_back(slot.current->data());
@@ -253,8 +293,7 @@ std::unique_ptr<float[]> CudaSession::step(State& state, const ForwardCall& call
     const std::shared_lock<std::shared_mutex> lock(cuda_.cuda().calls());
     run(stepping.binding.get(), stepping.graph->number());
   }
-  handed_over_ = Clock::now();
-  return stepping.exchange.receive(static_cast<size_t>(extents.batch * spec_.vocab_size));
+  return stepping.exchange;
 }
 
 /** ONNX Runtime runs the model before and after it captures it, each time advancing the state: recurrent state is kept and put back. */
@@ -339,6 +378,7 @@ Memory CudaSession::memory() const {
   const auto [now, peak, reserved] = arena_use(ort_, allocator_.get());
   size_t exchange = exchange_.bytes();
   for (const auto& [id, stepping] : stepping_) exchange += stepping.exchange.bytes();
+  for (const auto& [id, sampler] : samplers_) exchange += sampler.bytes();
   const auto [free, total] = cuda_.cuda().memory();
   return {now, peak, tally_.now, tally_.peak, std::make_shared<CardMemory>(CardMemory{weights_->bytes(), reserved, exchange, weights_->seconds(), used_before_, total - free, total})};
 }

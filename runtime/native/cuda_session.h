@@ -4,10 +4,13 @@
 
 #include "bindings.h"
 #include "cuda_rates.h"
+#include "device_sampler.h"
 #include "device_weights.h"
 #include "session.h"
 
 namespace layerweave {
+
+using SamplerId = uint32_t;
 
 /**
  * A session on ONNX Runtime's CUDA provider. State keeps its addresses, so that a step of one token can be captured once
@@ -22,6 +25,13 @@ class CudaSession : public Session {
   void release_state(StateId id) override;
   std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
   Memory memory() const override;
+  /** A step that is decoded by one token at a time is soon followed by the next. */
+  std::chrono::microseconds patience() const override { return std::chrono::microseconds(200); }
+
+  SamplerId create_sampler(const std::vector<SampledRow>& rows);
+  void release_sampler(SamplerId id);
+  /** As `forward` of one logit a row, from which the rows in `chosen` are given tokens on the card. @returns DeviceSampler::receive's tokens [B] */
+  std::vector<int64_t> forward_sampled(ForwardCall& call, SamplerId id, const std::vector<bool>& chosen);
 
   CardRates measure_card() { return layerweave::measure_card(cuda_, compute_type()); }
   /** Of the steps since this was last asked, and the kernels that a step of a state launches. */
@@ -39,6 +49,8 @@ class CudaSession : public Session {
     /** Brings `count` logits back, and waits for everything before. */
     std::unique_ptr<float[]> receive(size_t count);
     void bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const;
+    /** [B, L, V] of the last run, on the card. */
+    const float* logits() const { return reinterpret_cast<const float*>(logits_.card->data()); }
     size_t bytes() const { return inputs_.bytes + logits_.bytes; }
 
    private:
@@ -91,8 +103,12 @@ class CudaSession : public Session {
     std::unique_ptr<CapturedGraph> graph;
   };
 
-  std::unique_ptr<float[]> run_once(State& state, const ForwardCall& call, const Extents& extents);
-  std::unique_ptr<float[]> step(State& state, const ForwardCall& call, const Extents& extents);
+  /** Hands a run over to the card, then calls `receive`(what will hold the logits, extents), which waits for it. */
+  template <typename Receive>
+  void run_and_receive(const ForwardCall& call, Receive receive);
+  Exchange& run_once(State& state, const ForwardCall& call, const Extents& extents);
+  Exchange& step(State& state, const ForwardCall& call, const Extents& extents);
+  DeviceSampler& sampler_of(SamplerId id);
   void capture(State& state, Stepping& stepping);
   size_t count_launches(State& state, const Extents& extents);
   ElementType compute_type() const;
@@ -101,6 +117,7 @@ class CudaSession : public Session {
 
   CudaDevice& cuda_;
   size_t used_before_;
+  const SamplerLibrary sampler_library_;
   std::unique_ptr<DeviceWeights> weights_;
   OrtOwned<OrtSession> session_;
   OrtOwned<OrtAllocator> allocator_;
@@ -110,6 +127,8 @@ class CudaSession : public Session {
   /** The graph number that the run options name. */
   int current_graph_ = 0;
   std::map<StateId, Stepping> stepping_;
+  std::map<SamplerId, DeviceSampler> samplers_;
+  SamplerId next_sampler_ = 0;
   using Clock = std::chrono::steady_clock;
   /** When the last run was all on its way to the card. */
   Clock::time_point handed_over_;

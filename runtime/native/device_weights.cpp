@@ -1,19 +1,16 @@
 #include "device_weights.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+
+#include "weight_file.h"
 
 namespace layerweave {
 
@@ -36,35 +33,9 @@ std::vector<size_t> offsets_of(const std::vector<WeightSpec>& weights, size_t& t
   return offsets;
 }
 
-class OpenFile {
- public:
-  explicit OpenFile(std::string path) : path_(std::move(path)), descriptor_(open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (descriptor_ < 0) throw std::runtime_error(path_ + " can't be opened: " + std::strerror(errno));
-  }
-  ~OpenFile() { close(descriptor_); }
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
-
-  void read(std::byte* to, size_t bytes, int64_t offset) const {
-    while (bytes > 0) {
-      const ssize_t got = pread(descriptor_, to, bytes, offset);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw std::runtime_error(path_ + " can't be read: " + std::strerror(errno));
-      if (got == 0) throw std::runtime_error(path_ + " ends before its weights do");
-      to += got;
-      bytes -= static_cast<size_t>(got);
-      offset += got;
-    }
-  }
-
- private:
-  std::string path_;
-  int descriptor_;
-};
-
 /** A stretch of a file that fits into one buffer, and where it goes. */
 struct Piece {
-  const OpenFile* file;
+  const WeightFile* file;
   int64_t offset;
   size_t bytes;
   std::byte* target;
@@ -162,12 +133,12 @@ DeviceWeights::DeviceWeights(const OrtLibrary& ort, CudaDevice& device, const st
   const std::vector<size_t> offsets = offsets_of(weights, bytes_);
   slab_.reset(static_cast<std::byte*>(device.allocate_uninitialised(bytes_)));
 
-  std::map<std::string, OpenFile> files;
+  std::map<std::string, WeightFile> files;
   std::deque<Piece> pieces;
   size_t total = 0;
   for (size_t i = 0; i < weights.size(); i++) {
     const WeightSpec& weight = weights[i];
-    const OpenFile& file = files.try_emplace(weight.file, weight.file).first->second;
+    const WeightFile& file = files.try_emplace(weight.file, weight.file).first->second;
     std::byte* target = slab_.get() + offsets[i];
     values_.push_back(wrap(ort, device, target, weight.bytes, weight.shape, weight.type));
     total += weight.bytes;

@@ -47,19 +47,21 @@ class ArenaForSession {
   const OrtOwned<OrtMemoryInfo> info_;
 };
 
-OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec, OrtSessionOptions* options) {
+OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec, const HostWeights& weights, OrtSessionOptions* options) {
   const OrtApi& api = ort.api();
   // Errors are raised as well as logged, and reported once is enough; TensorScatter warns on every run.
   ort.check(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL));
   ort.check(api.SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
   ort.check(api.SetIntraOpNumThreads(options, spec.threads));
   ort.check(api.SetInterOpNumThreads(options, 1));
-  // Threads that spin between operators take the cores the event loop needs.
-  ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"));
+  // A token's operators are too short to wake threads for each; between runs none spins, and the event loop has the cores.
+  ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "1"));
+  ort.check(api.AddSessionConfigEntry(options, "session.force_spinning_stop", "1"));
   // A pattern would be one block for all of a run's tensors, larger than what is ever in use at once, with kernels' workspace beside it.
   ort.check(api.DisableMemPattern(options));
   ort.check(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
   if (!spec.kernels.empty()) ort.check(api.RegisterCustomOpsLibrary_V2(options, spec.kernels.c_str()));
+  weights.add_to(options, spec.copied);
   const ArenaForSession arena(ort);
   OrtSession* session = nullptr;
   ort.check(api.CreateSession(ort.env(), spec.graph.c_str(), options, &session));
@@ -77,7 +79,8 @@ OrtOwned<OrtAllocator> cpu_arena(const OrtLibrary& ort, const OrtSession* sessio
 
 HostSession::HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption)
     : Session(ort, std::move(spec), interruption, std::make_unique<HostDevice>(ort)),
-      session_(make_session(ort, spec_, interruption.session_options())),
+      weights_(ort, *device_, spec_.copied, interruption),
+      session_(make_session(ort, spec_, weights_, interruption.session_options())),
       allocator_(cpu_arena(ort, session_.get())),
       binding_(make_binding(ort, session_.get())) {}
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "host_weights.h"
 #include "session.h"
 
 namespace layerweave {
@@ -14,6 +15,7 @@ class HostSession : public Session {
   Memory memory() const override;
 
  private:
+  const HostWeights weights_;
   OrtOwned<OrtSession> session_;
   OrtOwned<OrtAllocator> allocator_;
   OrtOwned<OrtIoBinding> binding_;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -52,6 +53,8 @@ struct SessionSpec {
   std::shared_ptr<const CudaSpec> cuda;
   /** Null: nobody asks. */
   Progress progress;
+  /** Weights to be copied into memory, on the CPU; ONNX Runtime maps the others' files. In files' order. */
+  std::vector<WeightSpec> copied = {};
 };
 
 using StateId = uint32_t;
@@ -70,7 +73,7 @@ struct CardMemory {
   size_t weights;
   /** What ONNX Runtime's allocator took from the card to hand out. */
   size_t arena_reserved;
-  /** Token ids on their way to the card, and logits on theirs back. */
+  /** Token ids on their way to the card, logits on theirs back, and samplers. */
   size_t exchange;
   double load_seconds;
   size_t used_before;
@@ -145,6 +148,9 @@ class Session {
   void copy_row(StateId from, int64_t from_row, int64_t positions, StateId to, int64_t to_row);
 
   virtual Memory memory() const = 0;
+
+  /** How long the session's thread looks out for what is next before it sleeps, from which waking takes about as long as this. */
+  virtual std::chrono::microseconds patience() const { return std::chrono::microseconds(0); }
 
  protected:
   Session(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption, std::unique_ptr<Device> device);

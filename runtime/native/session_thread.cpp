@@ -1,5 +1,6 @@
 #include "session_thread.h"
 
+#include <chrono>
 #include <utility>
 
 namespace layerweave {
@@ -12,6 +13,7 @@ void SessionThread::post(Task task) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     tasks_.push(std::move(task));
+    called_ = true;
   }
   changed_.notify_one();
 }
@@ -20,6 +22,7 @@ void SessionThread::finish(std::function<void()> last) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     finishing_ = true;
+    called_ = true;
     last_ = std::move(last);
   }
   changed_.notify_one();
@@ -30,6 +33,7 @@ void SessionThread::abandon() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     finishing_ = true;
+    called_ = true;
     last_ = nullptr;
     tasks_ = {};
   }
@@ -38,16 +42,23 @@ void SessionThread::abandon() {
   thread_.join();
 }
 
+void SessionThread::look_out(std::chrono::microseconds patience) const {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (!called_ && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+}
+
 void SessionThread::run() {
   std::unique_ptr<Session> session;
   for (;;) {
     Task task;
+    if (session) look_out(session->patience());
     {
       std::unique_lock<std::mutex> lock(mutex_);
       changed_.wait(lock, [this] { return finishing_ || !tasks_.empty(); });
       if (tasks_.empty()) break;
       task = std::move(tasks_.front());
       tasks_.pop();
+      called_ = finishing_ || !tasks_.empty();
     }
     task(session);
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -36,12 +38,15 @@ class SessionThread {
 
  private:
   void run();
+  void look_out(std::chrono::microseconds patience) const;
 
   const OrtLibrary& ort_;
   Interruption interruption_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::queue<Task> tasks_;
+  /** Whether there is anything to do: changed under the mutex, read without. */
+  std::atomic<bool> called_{false};
   bool finishing_ = false;
   std::function<void()> last_;
   std::thread thread_;

@@ -4,7 +4,7 @@
 //   npm run build && npx tsc -p tsconfig.gpu.json && node scripts/build-native.mjs
 //   node test/gpu/pack.mjs layerweave-gpu.tar.gz
 // There, in the repository's root:
-//   tar -xzf layerweave-gpu.tar.gz && node test/gpu/compile-models.mjs && node --test build/gpu-tests/test/gpu/
+//   tar -xzf layerweave-gpu.tar.gz && node test/gpu/compile-models.mjs && node --test --test-concurrency=1 build/gpu-tests/test/gpu/
 import { execFileSync } from "node:child_process";
 import { cp, mkdir, mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -22,6 +22,7 @@ try {
   await take("dist", isCode);
   await take(join("build", "gpu-tests"));
   await take(join("test", "gpu"));
+  await take(join("bench", "jamba-block"));
   for (const library of ["layerweave_native.node", "liblayerweave_ops.so", "liblayerweave_ops_cuda.so"]) {
     await mkdir(join(staging, "build", "native"), { recursive: true });
     await cp(join(native, library), join(staging, "build", "native", library));

@@ -21,18 +21,36 @@ const ofWeights: Readonly<Record<string, Readonly<Record<GpuDtype, number>>>> = 
   "falcon-mamba": { bfloat16: 2.45e-2, float16: 2.53e-3 },
 };
 
+/** What transformers itself is off by in these types. */
+const { relativeError: ofTransformers } = JSON.parse(readFileSync(inRepository("test", "fixtures", "half-precision.json"), "utf8")) as { relativeError: Readonly<Record<string, Readonly<Record<GpuDtype, number>>>> };
+
+/** On average over the fixtures, of transformers'. */
+const ofTransformersAtMost = 1.2;
+
 /** Activations and state are rounded too, time and again: as much once more, and some room. */
 const factor = 3;
 
 describe("fixtures", onCard, () => {
+  const measured = { bfloat16: new Map<string, number>(), float16: new Map<string, number>() };
   for (const [name, rounding] of Object.entries(ofWeights))
     for (const dtype of dtypes)
       test(`${name} in ${dtype}: prompts whole and in pieces`, async (t) => {
         await using model = await open(name, dtype, { context: 512 });
         const { relativeError, maxAbsError, splits, stepRelativeError } = await verify(model, inRepository("test", "fixtures", "hf", name, "reference.safetensors"));
         t.diagnostic(`${name} ${dtype}: relative ${relativeError.toExponential(2)}, splits ${Object.values(splits).map((e) => e.toExponential(2)).join(" ")}, steps ${stepRelativeError?.toExponential(2)}, one logit ${maxAbsError.toExponential(2)}`);
+        measured[dtype].set(name, relativeError);
         for (const error of [relativeError, ...Object.values(splits)]) assert.ok(error <= factor * rounding[dtype], `${error} > ${factor} × ${rounding[dtype]}`);
       });
+
+  for (const dtype of dtypes)
+    test(`${dtype} on average, beside transformers`, (t) => {
+      const mean = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
+      const names = Object.keys(ofTransformers);
+      assert.deepEqual([...measured[dtype].keys()].sort(), names.toSorted());
+      const [ours, theirs] = [mean([...measured[dtype].values()]), mean(names.map((name) => ofTransformers[name]?.[dtype] ?? NaN))];
+      t.diagnostic(`${dtype}: ${ours.toExponential(2)} on average, transformers ${theirs.toExponential(2)}`);
+      assert.ok(ours <= ofTransformersAtMost * theirs, `${ours} > ${ofTransformersAtMost} × ${theirs}`);
+    });
 });
 
 describe("tiny-jamba", onCard, () => {

@@ -2,6 +2,7 @@ import { pathToFileURL } from "node:url";
 import { planModel } from "../../compiler/passes/profile-model.js";
 import { checkedLayout } from "../../compiler/lower.js";
 import { portable } from "../../compiler/targets/portable.js";
+import type { Target } from "../../compiler/targets/target.js";
 import type { StorageDtype } from "../../core/dtype.js";
 import { deviceNamed } from "../../core/plan/devices.js";
 import type { PlanModel } from "../../core/plan/model.js";
@@ -21,9 +22,9 @@ export async function exampleLayout(name: Example): Promise<Layout> {
 
 const models = new Map<string, Promise<PlanModel>>();
 
-export function exampleModel(name: Example, dtype: StorageDtype = "bfloat16"): Promise<PlanModel> {
-  const key = `${name} ${dtype}`;
-  const known = models.get(key) ?? exampleLayout(name).then((layout) => planModel(layout, portable, dtype));
+export function exampleModel(name: Example, dtype: StorageDtype = "bfloat16", target: Target = portable): Promise<PlanModel> {
+  const key = `${name} ${dtype} ${target.name}`;
+  const known = models.get(key) ?? exampleLayout(name).then((layout) => planModel(layout, target, dtype));
   models.set(key, known);
   return known;
 }

@@ -91,7 +91,7 @@ describe.skipIf(!executablePath)("in a browser", () => {
     const data = JSON.parse((await page.locator("script#plans").textContent()) ?? "") as { plans: PlanJson[] };
     expect(data.plans).toEqual(plans);
     const shown = await page.locator("table.bytes td[data-bytes]").evaluateAll((cells) => cells.map((cell) => ({ model: cell.getAttribute("data-model"), row: cell.getAttribute("data-row"), bytes: Number(cell.getAttribute("data-bytes")), text: cell.textContent ?? "" })));
-    const fields = { "KV cache": "kvCache", "conv state": "convState", "SSM state": "ssmState", activations: "activations", logits: "logits", "kernel workspace": "workspace", "allocator rounding": "allocator", runtime: "runtime", weights: "weights", total: "total" };
+    const fields = { "KV cache": "kvCache", "conv state": "convState", "SSM state": "ssmState", "second state buffers": "stateCopies", activations: "activations", logits: "logits", "kernel workspace": "workspace", "allocator rounding": "allocator", runtime: "runtime", weights: "weights", total: "total" };
     for (const { model, bytes, weights, budget } of plans) {
       const expected = new Map([...Object.entries(fields).map(([row, field]) => [row, bytes[field] ?? 0] as const), ...weights.map((item) => [`${item.kind} ${item.dtype}`, item.bytes] as const), ["budget", budget.bytes] as const]);
       const found = new Map(shown.filter((cell) => cell.model === model).map((cell) => [cell.row ?? "", cell.bytes]));
