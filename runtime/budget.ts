@@ -78,6 +78,11 @@ export class MemoryReservation implements Disposable {
     this.#pool.open.add(this);
   }
 
+  /** The profile that the plan is for. */
+  get device(): Device {
+    return this.#device;
+  }
+
   get plan(): Plan {
     return this.#plan;
   }

@@ -2,8 +2,9 @@ import { Diagnostics, fail, invariant } from "../core/diagnostics.js";
 import { untilAborted } from "./abort.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import type { Model } from "./model.js";
-import { resolveSampling, Sampler, type SamplingOptions } from "./sampling.js";
+import { resolveSampling, type ResolvedSampling, type SamplingOptions } from "./sampling.js";
 import type { TextStream } from "./text-stream.js";
+import { chooserFor, type ChosenOn } from "./token-chooser.js";
 import type { Message } from "./tokenizer.js";
 
 /** What to continue: text, token ids, or the messages of a conversation. */
@@ -16,6 +17,11 @@ export interface GenerateOptions extends SamplingOptions {
   readonly stop?: readonly string[];
   /** Generation ends with the first of these tokens. Default: the end-of-sequence tokens the model was published with. */
   readonly stopTokenIds?: readonly number[];
+  /**
+   * Where tokens are chosen. `host`, the default: logits come back from every step. `device`: a card chooses the same tokens, and
+   * only they come back; not with a repetition penalty.
+   */
+  readonly chooseOn?: ChosenOn;
   /** Tokens per run while the prompt is fed. Default 512. */
   readonly chunk?: number;
   /** Ends the generation: the pending step rejects with the signal's reason. The model stays usable. */
@@ -34,13 +40,15 @@ export interface GeneratedToken {
 export interface GenerationStats {
   readonly promptTokens: number;
   readonly generatedTokens: number;
-  /** From the first run to the logits of the prompt's last token; in a batch, of the longest prompt. */
+  /** From the first run to the logits of the prompt's last token, or on a device to the token after it; in a batch, of the longest prompt. */
   readonly prefillSeconds: number;
   /** From there to the end of this sequence. */
   readonly decodeSeconds: number;
   readonly stopReason: StopReason;
   /** What the random sequence started with, to repeat it. */
   readonly seed: number;
+  /** Where tokens were chosen. */
+  readonly chosenOn: ChosenOn;
 }
 
 export interface Completion {
@@ -97,7 +105,6 @@ interface BatchToken extends GeneratedToken {
 /** One sequence of the batch while it is being continued. */
 interface Sequence {
   readonly prompt: readonly number[];
-  readonly sampler: Sampler;
   readonly stream: TextStream | undefined;
   generated: number;
   /** The token to feed next; undefined once the sequence has ended. */
@@ -109,20 +116,17 @@ async function* decode(model: Model, prompts: readonly Prompt[], options: Genera
   const { maxTokens, stop, stopTokenIds, sampling } = resolve(model, options);
   signal?.throwIfAborted();
   const ids = prompts.map((prompt) => encode(model, prompt));
-  const sequences = ids.map(
-    (prompt): Sequence => ({ prompt, sampler: new Sampler(sampling, prompt), stream: model.tokenizer?.stream({ stop }), generated: 0, pending: undefined }),
-  );
+  const sequences = ids.map((prompt): Sequence => ({ prompt, stream: model.tokenizer?.stream({ stop }), generated: 0, pending: undefined }));
   const contextLength = model.manifest.model.contextLength ?? Infinity;
   await using state = await model.createState({ batch: prompts.length });
+  await using chooser = await chooserFor(model, ids, sampling, options.chooseOn ?? "host");
   const started = performance.now();
-  let logits = await model.prefill(state, ids, { signal, ...(options.chunk === undefined ? {} : { chunk: options.chunk }) });
+  await model.feedInChunks(state, ids, { signal, ...(options.chunk === undefined ? {} : { chunk: options.chunk }) }, (rows, ends) => chooser.advance(state, rows, ends));
   const prefilled = performance.now();
 
   const choose = (sequence: Sequence, row: number): BatchToken => {
-    const { prompt, sampler, stream } = sequence;
-    const rowLogits = logits[row];
-    invariant(rowLogits, "a running sequence has logits");
-    const tokenId = sampler.next(rowLogits, row, prompt.length + sequence.generated - 1);
+    const { prompt, stream } = sequence;
+    const tokenId = chooser.next(row, prompt.length + sequence.generated - 1);
     sequence.generated++;
     const isStopToken = stopTokenIds.has(tokenId);
     let text = isStopToken ? "" : (stream?.push(tokenId) ?? "");
@@ -144,6 +148,7 @@ async function* decode(model: Model, prompts: readonly Prompt[], options: Genera
       decodeSeconds: (performance.now() - prefilled) / 1000,
       stopReason: stream?.stoppedBy !== undefined ? "stop-string" : reason,
       seed: sampling.seed,
+      chosenOn: chooser.on,
     };
     return { row, tokenId, text, stats };
   };
@@ -152,12 +157,15 @@ async function* decode(model: Model, prompts: readonly Prompt[], options: Genera
   while (sequences.some(({ pending }) => pending !== undefined)) {
     signal?.throwIfAborted();
     const fed = sequences.map(({ pending }) => (pending === undefined ? [] : [pending]));
-    logits = await untilAborted(state.advance(fed, "last"), signal);
+    await untilAborted(
+      chooser.advance(state, fed, fed.map(({ length }) => length > 0)),
+      signal,
+    );
     for (const [row, sequence] of sequences.entries()) if (sequence.pending !== undefined) yield choose(sequence, row);
   }
 }
 
-function resolve(model: Model, options: GenerateOptions): { maxTokens: number; stop: readonly string[]; stopTokenIds: ReadonlySet<number>; sampling: Required<SamplingOptions> } {
+function resolve(model: Model, options: GenerateOptions): { maxTokens: number; stop: readonly string[]; stopTokenIds: ReadonlySet<number>; sampling: ResolvedSampling } {
   const { maxTokens = 256, stop = [], stopTokenIds = model.manifest.generation.eosTokenIds } = options;
   const { vocabSize } = model.manifest.model;
   const found = new Diagnostics();

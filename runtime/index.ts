@@ -9,7 +9,7 @@
 export { load, type LoadOptions } from "./load.js";
 export type { MemoryParts, Model, ModelMemory, PrefillOptions } from "./model.js";
 export type { LogitsWanted, Snapshot, State } from "./state.js";
-export type { BackendChoice, Card, CardMemory, DeviceRates, SlotContent } from "./backends/backend.js";
+export type { BackendChoice, Card, CardMemory, DeviceRates, SlotContent, StepTimes } from "./backends/backend.js";
 export { cudaCards } from "./backends/cuda.js";
 export type { BackendName } from "./backends/choose.js";
 export { PrefixCache, type CachedPrefillOptions, type PrefixCacheStats, type PrefixReport } from "./prefix-cache.js";

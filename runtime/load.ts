@@ -35,7 +35,7 @@ export interface LoadOptions {
 }
 
 /** Tokens of one prefill run: what saturates the device, at a moderate price in memory. */
-const usualChunk = { cpu: 512, card: 8192 };
+export const usualChunk = { cpu: 512, card: 8192 };
 
 /** Context for which memory is reserved when neither the caller nor the model says one. */
 const usualContext = 8192;

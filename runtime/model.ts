@@ -1,7 +1,7 @@
 import { Diagnostics, fail } from "../core/diagnostics.js";
 import type { Manifest } from "../core/manifest.js";
 import { untilAborted } from "./abort.js";
-import type { BackendChoice, BackendSession } from "./backends/backend.js";
+import type { BackendChoice, BackendSession, CardMemory } from "./backends/backend.js";
 import type { MemoryReservation, StateClaim } from "./budget.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import { generateBatch, Generation, type Completion, type GenerateOptions, type Prompt } from "./generate.js";
@@ -20,7 +20,10 @@ export interface PrefillOptions {
 
 /** Bytes of a model outside JavaScript, by who holds them. The process itself comes on top. */
 export interface MemoryParts {
-  /** Weights used in their files, or widened while loading. No allocator counts them: in a measurement too they are what the plan says. */
+  /**
+   * On the CPU weights used in their files, or widened while loading. No allocator counts them: in a measurement too they are what
+   * the plan says. On a card all weights.
+   */
   readonly weights: number;
   /** ONNX Runtime's allocator: weights packed for matrix products, activations, kernels' workspace. */
   readonly arena: number;
@@ -35,6 +38,8 @@ export interface ModelMemory {
   readonly planned: MemoryParts;
   /** What is held now, and the most that was since the model was loaded; null on the portable backend, which can't tell. */
   readonly measured: { readonly now: MemoryParts; readonly peak: MemoryParts } | null;
+  /** What else is known of the memory of the card that the model runs on. */
+  readonly card?: CardMemory;
 }
 
 /** A compiled model, ready to run. Made by `load`; any number of states can be used on it at once. */
@@ -90,24 +95,39 @@ export class Model implements AsyncDisposable, StateOwner {
    * @returns per row, the logits [V] of its prompt's last token.
    * @throws LayerweaveError as `forward`, and `runtime/bad-option`; the signal's reason when it fires.
    */
-  async prefill(state: State, prompts: readonly (readonly number[])[], { chunk = this.reservation.plan.chunk, signal }: PrefillOptions = {}): Promise<Float32Array[]> {
+  async prefill(state: State, prompts: readonly (readonly number[])[], options: PrefillOptions = {}): Promise<Float32Array[]> {
+    const last = new Array<Float32Array>(prompts.length);
+    await this.feedInChunks(state, prompts, options, async (rows, ends) => {
+      const logits = await state.advance(rows, ends.includes(true) ? "last" : "none");
+      logits.forEach((row, b) => {
+        if (ends[b]) last[b] = row;
+      });
+    });
+    return last;
+  }
+
+  /**
+   * Cuts prompts into chunks, with which it calls `feed` one after another; `ends` tells it the rows whose prompt ends with the chunk.
+   * @throws LayerweaveError as `prefill`, and what `feed` throws
+   */
+  async feedInChunks(
+    state: State,
+    prompts: readonly (readonly number[])[],
+    { chunk = this.reservation.plan.chunk, signal }: PrefillOptions,
+    feed: (rows: readonly (readonly number[])[], ends: readonly boolean[]) => Promise<void>,
+  ): Promise<void> {
     this.#checkState(state);
     if (!Number.isInteger(chunk) || chunk < 1) fail(runtimeDiagnostics["bad-option"], { option: "chunk", expected: "a positive integer", found: String(chunk) });
     checkNotEmpty(prompts);
     // Checked for the whole prompts, so that a mistake in the last chunk doesn't surface after minutes.
     state.check(prompts);
-    const last = new Array<Float32Array>(prompts.length);
     const longest = Math.max(...prompts.map((prompt) => prompt.length));
     for (let start = 0; start < longest; start += chunk) {
       signal?.throwIfAborted();
       const rows = prompts.map((prompt) => prompt.slice(start, start + chunk));
       const ends = prompts.map((prompt) => prompt.length > start && prompt.length <= start + chunk);
-      const logits = await untilAborted(state.advance(rows, ends.includes(true) ? "last" : "none"), signal);
-      logits.forEach((row, b) => {
-        if (ends[b]) last[b] = row;
-      });
+      await untilAborted(feed(rows, ends), signal);
     }
-    return last;
   }
 
   /**
@@ -137,12 +157,14 @@ export class Model implements AsyncDisposable, StateOwner {
     this.#checkOpen();
     const { plan, beyondPlan } = this.reservation;
     const { weights, arena, state, logits } = plan.holders;
-    const parts = (arena: number, state: number, logits: number): MemoryParts => ({ weights, arena, state, logits, total: weights + arena + state + logits });
+    const parts = (weights: number, arena: number, state: number, logits: number): MemoryParts => ({ weights, arena, state, logits, total: weights + arena + state + logits });
     const seen = await this.session.memory();
-    return {
-      planned: parts(arena, state + beyondPlan, logits),
-      measured: seen && { now: parts(seen.arena, seen.state, 0), peak: parts(seen.arenaPeak, seen.statePeak, seen.logitsPeak) },
-    };
+    const planned = parts(weights, arena, state + beyondPlan, logits);
+    if (!seen) return { planned, measured: null };
+    const { card } = seen;
+    // On a card counts what the allocator took, which it keeps. Logits lie in buffers that stay; those of the CPU then belong to JavaScript.
+    const held = (arena: number, state: number, logits: number) => parts(card?.weights ?? weights, card?.arenaReserved ?? arena, state, card?.exchange ?? logits);
+    return { planned, measured: { now: held(seen.arena, seen.state, 0), peak: held(seen.arenaPeak, seen.statePeak, seen.logitsPeak) }, ...(card ? { card } : {}) };
   }
 
   /**

@@ -17,13 +17,14 @@ export interface SamplingOptions {
   readonly seed?: number;
 }
 
-type Resolved = Required<SamplingOptions>;
+/** Options with nothing left open. */
+export type ResolvedSampling = Required<SamplingOptions>;
 
 const maxSeed = Number.MAX_SAFE_INTEGER;
 
 /** Reports what is wrong with sampling options and fills in the defaults. */
-export function resolveSampling(options: SamplingOptions, found: Diagnostics): Resolved {
-  const resolved: Resolved = {
+export function resolveSampling(options: SamplingOptions, found: Diagnostics): ResolvedSampling {
+  const resolved: ResolvedSampling = {
     repetitionPenalty: options.repetitionPenalty ?? 1,
     temperature: options.temperature ?? 0,
     topK: options.topK ?? 0,
@@ -31,7 +32,7 @@ export function resolveSampling(options: SamplingOptions, found: Diagnostics): R
     minP: options.minP ?? 0,
     seed: options.seed ?? Math.floor(Math.random() * 2 ** 32),
   };
-  const expect = (option: keyof Resolved, holds: boolean, expected: string): void => {
+  const expect = (option: keyof ResolvedSampling, holds: boolean, expected: string): void => {
     if (!holds) found.report(runtimeDiagnostics["bad-option"], { option, expected, found: String(resolved[option]) });
   };
   expect("repetitionPenalty", resolved.repetitionPenalty > 0 && resolved.repetitionPenalty < Infinity, "a number above 0");
@@ -96,7 +97,7 @@ export interface Candidates {
 }
 
 /** What is left of softmax(logits / temperature) after top-k, top-p and min-p. `logits` [V] must be finite or -Infinity. */
-export function candidates(logits: Float32Array, { temperature, topK, topP, minP }: Omit<Resolved, "seed" | "repetitionPenalty">): Candidates {
+export function candidates(logits: Float32Array, { temperature, topK, topP, minP }: Omit<ResolvedSampling, "seed" | "repetitionPenalty">): Candidates {
   let ids = Int32Array.from(logits, (_, id) => id);
   if (topK > 0 && topK < logits.length) {
     const threshold = logits.slice().sort()[logits.length - topK] ?? -Infinity;
@@ -131,7 +132,7 @@ export class Sampler {
 
   /** @param prompt tokens the repetition penalty counts as seen from the start */
   constructor(
-    private readonly options: Resolved,
+    private readonly options: ResolvedSampling,
     prompt: readonly number[],
   ) {
     this.#seen = new Set(prompt);

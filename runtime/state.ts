@@ -1,7 +1,7 @@
 import { fail, invariant, Diagnostics } from "../core/diagnostics.js";
 import { bytesPerElement } from "../core/dtype.js";
 import type { Manifest, StateSlot } from "../core/manifest.js";
-import type { BackendSession, SlotContent, StateId } from "./backends/backend.js";
+import type { BackendSession, DeviceSampling, ForwardRequest, SamplerId, SlotContent, StateId, StepTimes } from "./backends/backend.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import { StateFile, writeStateFile } from "./state-file.js";
 
@@ -113,6 +113,26 @@ export class State implements AsyncDisposable {
    *   `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
    */
   advance(rows: readonly (readonly number[])[], wanted: LogitsWanted): Promise<Float32Array[]> {
+    return this.#feed(rows, wanted, async (request) => {
+      const logits = await this.owner.session.forward(request);
+      const { vocabSize } = this.owner.manifest.model;
+      const perRow = request.logitIndices.length / this.batch;
+      invariant(logits.length === this.batch * perRow * vocabSize, "the graph returns logits [B, L, V]");
+      return rows.map((row, b) => logits.subarray(b * perRow * vocabSize, (b * perRow + Math.min(perRow, row.length)) * vocabSize));
+    });
+  }
+
+  /**
+   * As `advance`, with the tokens that follow chosen on the session's device by a sampler of as many rows; rows that are
+   * not `chosen` draw none.
+   * @returns [B] tokens, as `DeviceSampling.forward` says.
+   * @throws LayerweaveError as `advance`
+   */
+  advanceSampled(rows: readonly (readonly number[])[], sampling: DeviceSampling, sampler: SamplerId, chosen: readonly boolean[]): Promise<readonly number[]> {
+    return this.#feed(rows, "last", (request) => sampling.forward(request, sampler, chosen));
+  }
+
+  #feed<T>(rows: readonly (readonly number[])[], wanted: LogitsWanted, run: (request: ForwardRequest) => Promise<T>): Promise<T> {
     return this.#inOrder(async () => {
       this.check(rows);
       const tokens = Math.max(...rows.map((row) => row.length));
@@ -124,12 +144,18 @@ export class State implements AsyncDisposable {
         for (let l = 0; l < perRow; l++) logitIndices[b * perRow + l] = BigInt(wanted === "all" ? l : Math.max(row.length - 1, 0));
       });
       const lengths = rows.map((row) => row.length);
-      const logits = await this.owner.session.forward({ state: this.#id, inputIds, pastLengths: this.#lengths, lengths, logitIndices });
+      const result = await run({ state: this.#id, inputIds, pastLengths: this.#lengths, lengths, logitIndices });
       this.#lengths = this.#lengths.map((past, b) => past + (lengths[b] ?? 0));
-      const { vocabSize } = this.owner.manifest.model;
-      invariant(logits.length === this.batch * perRow * vocabSize, "the graph returns logits [B, L, V]");
-      return rows.map((row, b) => logits.subarray(b * perRow * vocabSize, (b * perRow + Math.min(perRow, row.length)) * vocabSize));
+      return result;
     });
+  }
+
+  /**
+   * Where the time of the model's steps of one token went since this was last asked; null on the CPU.
+   * @throws LayerweaveError `runtime/state-failed`, `runtime/closed`
+   */
+  stepTimes(): Promise<StepTimes | null> {
+    return this.#inOrder(() => this.owner.session.stepTimes(this.#id));
   }
 
   /** Keeps the present content. @throws LayerweaveError `plan/over-budget`, `runtime/closed`, `runtime/worker-stopped` */

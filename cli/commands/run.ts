@@ -76,7 +76,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
   const peakMemoryBytes = process.resourceUsage().maxRSS * 1024;
   const rate = (tokensPerSecond: number | null) => (tokensPerSecond === null ? "" : ` at ${tokensPerSecond.toFixed(1)} tokens/s`);
   terminal.note(
-    `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}, ${model.backend.name} backend`,
+    `prompt ${stats.promptTokens} tokens${rate(speed.prefill)}, decode ${stats.generatedTokens} tokens${rate(speed.decode)} (${stats.stopReason}), peak memory ${formatBytes(peakMemoryBytes)}, seed ${stats.seed}, ${model.backend.name} backend${stats.chosenOn === "device" ? ", tokens chosen on the card" : ""}`,
   );
   terminal.note(memoryLine(memory));
   terminal.result({
@@ -84,6 +84,7 @@ export async function run(terminal: Terminal, folder: string, { prompt, tokenIds
     tokenIds: generated,
     stopReason: stats.stopReason,
     seed: stats.seed,
+    chosenOn: stats.chosenOn,
     promptTokens: stats.promptTokens,
     generatedTokens: stats.generatedTokens,
     prefillSeconds: stats.prefillSeconds,

@@ -8,8 +8,10 @@ import { describe, expect, test } from "vitest";
 import { checkedLayout, compile, importCheckpoint } from "layerweave/compiler";
 import { inRepository, temporaryFolder } from "../support/folders.js";
 
-const probe = inRepository("build", "cpu-kernels", "graph_probe");
-const ops = inRepository("build", "cpu-kernels", "liblayerweave_ops.so");
+/** Where the kernels were built: elsewhere with sanitizers. */
+const built = process.env["LAYERWEAVE_CPU_KERNELS"] ?? inRepository("build", "cpu-kernels");
+const probe = join(built, "graph_probe");
+const ops = join(built, "liblayerweave_ops.so");
 const ort = join(dirname(createRequire(import.meta.url).resolve("onnxruntime-node/package.json")), "bin", "napi-v6", process.platform, process.arch, "libonnxruntime.so.1");
 
 const out = await temporaryFolder();

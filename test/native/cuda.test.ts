@@ -13,6 +13,7 @@ import { noNative } from "../support/backends.js";
 import { temporaryFolder } from "../support/folders.js";
 import { runScript } from "./scripts.js";
 
+const root = join(import.meta.dirname, "..", "..");
 const out = await temporaryFolder();
 afterAll(removeFakes);
 
@@ -60,6 +61,11 @@ const standIns = {
     int cudaStreamCreateWithFlags(stream* s, unsigned flags) { (void)flags; *s = malloc(1); return 0; }
     int cudaStreamDestroy(stream s) { free(s); return 0; }
     int cudaStreamSynchronize(stream s) { (void)s; return 0; }
+    int cudaStreamBeginCapture(stream s, int mode) { (void)s; (void)mode; return 900; }
+    int cudaStreamEndCapture(stream s, void** graph) { (void)s; (void)graph; return 900; }
+    int cudaGraphGetNodes(void* graph, void** nodes, size_t* count) { (void)graph; (void)nodes; (void)count; return 900; }
+    int cudaGraphNodeGetType(void* node, int* type) { (void)node; (void)type; return 900; }
+    int cudaGraphDestroy(void* graph) { (void)graph; return 900; }
     int cudaGetLastError(void) { return 0; }
     const char* cudaGetErrorName(int status) { return status == 2 ? "cudaErrorMemoryAllocation" : "cudaErrorUnknown"; }
     const char* cudaGetErrorString(int status) { (void)status; return "in words"; }
@@ -71,7 +77,24 @@ const standIns = {
   "libcurand.so.10": "int curand;",
   "libonnxruntime_providers_shared.so": "int shared;",
   "libonnxruntime_providers_cuda.so": `const char provider_release[] = "1.29.0";`,
-  "liblayerweave_ops_cuda.so": `void* RegisterCustomOps(void* options, const void* base) { (void)options; (void)base; return 0; }`,
+  // Its sampler gives the best token, and 1000 for each draw of its row and each unit of its seed.
+  "liblayerweave_ops_cuda.so": `
+    #include <string.h>
+    #include "layerweave_cuda.h"
+    void* RegisterCustomOps(void* options, const void* base) { (void)options; (void)base; return 0; }
+    int64_t layerweave_sample_workspace(int64_t batch, int64_t vocabulary) { return batch * vocabulary * 8; }
+    void layerweave_seed_sampler(uint64_t seed, uint32_t* state) { state[0] = (uint32_t)seed; state[1] = (uint32_t)(seed >> 32); state[2] = state[3] = 0; }
+    const char* layerweave_sample(int64_t batch, int64_t vocabulary, const float* logits, int64_t stride, struct LayerweaveSampleRow* rows, int64_t* tokens, void* workspace, void* stream) {
+      if (!workspace || !stream || rows->temperature < 0) return "what CUDA says";
+      for (int64_t b = 0; b < batch; b++, logits += stride) {
+        tokens[b] = 0;
+        for (int64_t i = 0; i < vocabulary; i++) if (logits[i] > logits[tokens[b]]) tokens[b] = i;
+        if (rows[b].temperature == 0) continue;
+        memset((char*)workspace + b * vocabulary * 8, 1, vocabulary * 8);
+        tokens[b] += 1000 * (int64_t)++rows[b].state[0] + (rows[b].state[1] == 1 << 20 ? 100 : 0) + rows[b].top_k;
+      }
+      return 0;
+    }`,
 };
 type StandIn = keyof typeof standIns;
 
@@ -84,7 +107,7 @@ async function built(library: StandIn, source: string): Promise<string> {
   const file = join(out, `built-${libraries.size}`);
   libraries.set(source, file);
   await writeFile(`${file}.c`, source);
-  execFileSync("cc", ["-shared", "-fPIC", `-Wl,-soname,${library}`, "-o", file, `${file}.c`]);
+  execFileSync("cc", ["-shared", "-fPIC", "-I", join(root, "kernels", "include"), `-Wl,-soname,${library}`, "-o", file, `${file}.c`]);
   return file;
 }
 
@@ -132,6 +155,8 @@ describe.skipIf(noNative !== undefined)("what is missing is named, with the fix"
     expect(JSON.parse((await runScript(script, provider)).stdout)).toMatchObject({ code: "runtime/cuda-other-provider", message: expect.stringMatching(/is not of release 1\.29\.0/) });
     const kernels = await machine("symbol", all, { "liblayerweave_ops_cuda.so": "int unrelated;" });
     expect(JSON.parse((await runScript(script, kernels)).stdout)).toMatchObject({ code: "runtime/cuda-no-kernels", message: expect.stringMatching(/RegisterCustomOps/) });
+    const older = await machine("older", all, { "liblayerweave_ops_cuda.so": "void* RegisterCustomOps(void* options, const void* base) { (void)options; (void)base; return 0; }" });
+    expect(JSON.parse((await runScript(script, older)).stdout)).toMatchObject({ code: "runtime/cuda-no-kernels", message: expect.stringMatching(/it lacks layerweave_sample_workspace/) });
   });
 });
 
@@ -155,6 +180,29 @@ describe.skipIf(noNative !== undefined)("weights on their way to a card", () => 
   });
 });
 
+test.skipIf(noNative !== undefined)("samplers on a card draw for the rows that are chosen and no others, within their memory", async () => {
+  const headers = execFileSync(process.execPath, [join(root, "scripts", "fetch-ort-headers.mjs")], { encoding: "utf8" }).trim();
+  const native = join(root, "runtime", "native");
+  const probe = join(out, "sampler_probe");
+  const sources = ["device_sampler", "cuda_device", "cuda_library", "ort_library"].map((name) => join(native, `${name}.cpp`));
+  const include = [native, join(root, "kernels", "include"), headers].flatMap((folder) => ["-I", folder]);
+  execFileSync("c++", ["-std=c++17", "-fsanitize=address", ...include, join(root, "test", "native", "sampler_probe.cc"), ...sources, "-o", probe, "-ldl", "-pthread"]);
+  const environment = await machine("sampler", all);
+  const folder = environment["LAYERWEAVE_ORT_DIR"] ?? "";
+  const said = execFileSync(probe, [join(folder, "libonnxruntime.so.1"), join(folder, "liblayerweave_ops_cuda.so")], { encoding: "utf8", env: { ...process.env, ...environment, ASAN_OPTIONS: "detect_leaks=0" } });
+  expect(said.split("\n")).toEqual([
+    "0 21041 31002 41103",
+    "-9 22041 -9 42103",
+    "0 -9 32002 43103",
+    "0 23041 33002 44103",
+    "-9 -9 2 3",
+    // The best token takes no workspace: 16 bytes in place of 4 · 5 · 8.
+    `${4 * 5 * 8 - 16} ${4 * 48 + 4 * 8 + 16}`,
+    "CUDA failed at choosing tokens (what CUDA says)",
+    "",
+  ]);
+});
+
 describe.skipIf(noNative !== undefined)("16-bit state", () => {
   /** The number of a pattern of 16 bits. */
   const decode = { bfloat16: (bits: number) => new Float32Array(Uint32Array.of(bits << 16).buffer)[0] as number, float16: half };
@@ -174,6 +222,7 @@ describe.skipIf(noNative !== undefined)("16-bit state", () => {
       library: runtime.library,
       graph: join(folder, graph.file),
       kernels: "",
+      copied: [],
       threads: 1,
       vocabSize: 259,
       contextLength: 0,
