@@ -9,7 +9,10 @@ import { checkedLayout, compile, importCheckpoint } from "layerweave/compiler";
 import { inRepository, temporaryFolder } from "../support/folders.js";
 
 /** Where the kernels were built: elsewhere with sanitizers. */
-const built = process.env["LAYERWEAVE_CPU_KERNELS"] ?? inRepository("build", "cpu-kernels");
+const elsewhere = process.env["LAYERWEAVE_CPU_KERNELS"];
+const built = elsewhere ?? inRepository("build", "cpu-kernels");
+/** A build with sanitizers is optimised less and rounds in other places; it is run for what it does to memory. */
+const tolerance = elsewhere === undefined ? 1e-5 : 3e-5;
 const probe = join(built, "graph_probe");
 const ops = join(built, "liblayerweave_ops.so");
 const ort = join(dirname(createRequire(import.meta.url).resolve("onnxruntime-node/package.json")), "bin", "napi-v6", process.platform, process.arch, "libonnxruntime.so.1");
@@ -26,8 +29,8 @@ describe.skipIf(!existsSync(probe))("kernels against function bodies (skipped wh
     for (const chunk of ["1", "37", "300"]) {
       const printed = execFileSync(probe, [ort, ops, join(folder, "model.onnx"), String(layout.vocabSize), "2", chunk], { encoding: "utf8" });
       const { logits, states } = JSON.parse(printed) as { logits: number; states: number };
-      expect(logits, `logits after a first chunk of ${chunk}`).toBeLessThanOrEqual(1e-5);
-      expect(states, `states after a first chunk of ${chunk}`).toBeLessThanOrEqual(1e-5);
+      expect(logits, `logits after a first chunk of ${chunk}`).toBeLessThanOrEqual(tolerance);
+      expect(states, `states after a first chunk of ${chunk}`).toBeLessThanOrEqual(tolerance);
     }
   });
 });
