@@ -226,8 +226,8 @@ __device__ __forceinline__ void multiply_tile(const uint4* panel, int chunks, in
       wgmma_commit();
       // The chunk before is done: its operands and its stage are free. With 16-bit
       // weights, which aren't computed but only moved between their loads and the
-      // products, this chunk is waited for as well: with one in flight, about one
-      // launch in thousands gave a wrong sum on an H100.
+      // products, this chunk is waited for as well: with one in flight, test runs on
+      // an H100 now and then met a wrong sum (kernels/test/repeat_test.cu).
       wgmma_wait<kType == PackedType::kInt8 ? 1 : 0>();
 #pragma unroll
       for (int half = 0; half < 2; ++half)
