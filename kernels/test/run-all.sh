@@ -6,7 +6,7 @@
 set -u
 build=${1:?usage: run-all.sh BUILD [ORT_DIR]}
 ort=${2:-}
-tests=${ONLY:-attention_test causal_conv_test linear_packed_test mamba_inner_test moe_test repeat_test sample_test select_tokens_test selective_scan_test}
+tests=${ONLY:-attention_test causal_conv_test linear_packed_test mamba_inner_test moe_test repeat_test residual_norm_test sample_test select_tokens_test selective_scan_test}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0 ran=0

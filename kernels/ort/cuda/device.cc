@@ -89,7 +89,7 @@ const float* scales(const Call& call, size_t index, const char* name, PackedType
 void launched(cudaError_t status) { succeed(status, "the launch"); }
 
 const std::vector<const Definition*>& definitions() {
-  static const ForBothTypes ops[] = {ForBothTypes(attention_inner), ForBothTypes(packed_linear), ForBothTypes(packed_mamba_inner), ForBothTypes(packed_moe), ForBothTypes(select_tokens)};
+  static const ForBothTypes ops[] = {ForBothTypes(attention_inner), ForBothTypes(packed_linear), ForBothTypes(packed_mamba_inner), ForBothTypes(packed_moe), ForBothTypes(residual_norm), ForBothTypes(select_tokens)};
   static const std::vector<const Definition*> all = [] {
     std::vector<const Definition*> list;
     for (const ForBothTypes& op : ops) list.insert(list.end(), {&op.bfloat16, &op.float16});

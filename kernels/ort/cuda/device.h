@@ -101,6 +101,7 @@ Definition attention_inner(ONNXTensorElementDataType type);
 Definition packed_linear(ONNXTensorElementDataType type);
 Definition packed_mamba_inner(ONNXTensorElementDataType type);
 Definition packed_moe(ONNXTensorElementDataType type);
+Definition residual_norm(ONNXTensorElementDataType type);
 Definition select_tokens(ONNXTensorElementDataType type);
 
 }  // namespace layerweave::ort
