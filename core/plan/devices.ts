@@ -113,6 +113,13 @@ export function deviceOfCard({ name, bytes }: { readonly name: string; readonly 
   return { ...deviceNamed(known ?? "a100-80gb"), name: known ?? name, memory: { value: bytes, source: `what the driver says of the ${name}` } };
 }
 
+/** A profile with the rates that its device was measured to have, in the type it computes in. */
+export function withRates(device: Device, { copyBytesPerSecond, gemmOperationsPerSecond }: { readonly copyBytesPerSecond: number; readonly gemmOperationsPerSecond: number }): Device {
+  const source = "measured";
+  const rate = { value: gemmOperationsPerSecond, source };
+  return { ...device, bandwidth: { value: copyBytesPerSecond, source }, matrixRates: { [device.computeDtype]: rate }, vectorRate: rate };
+}
+
 /**
  * A device profile from the text of a JSON file.
  * @throws LayerweaveError `plan/bad-device-profile` naming everything that is wrong with it, `plan/no-rate`
