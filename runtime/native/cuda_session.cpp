@@ -145,6 +145,11 @@ std::unique_ptr<float[]> CudaSession::Exchange::receive(size_t count) {
   return logits;
 }
 
+void CudaSession::Exchange::receive(size_t count, float* logits) {
+  device_.copy(logits, logits_.card->data(), count * sizeof(float));
+  device_.wait();
+}
+
 void CudaSession::Exchange::bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const {
   const OrtLibrary& ort = session.ort_;
   const SessionSpec& spec = session.spec_;
@@ -181,7 +186,15 @@ void CudaSession::run(OrtIoBinding* binding, int graph) {
     ort_.check(ort_.api().AddRunConfigEntry(interruption_.run_options(), "gpu_graph_id", std::to_string(graph).c_str()));
     current_graph_ = graph;
   }
-  ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding));
+  try {
+    ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding));
+  } catch (const std::exception& error) {
+    // A kernel's fault is noticed by whatever is enqueued next, which ONNX Runtime then names.
+    const CudaLibrary& cuda = cuda_.cuda();
+    const CudaLibrary::Status status = cuda.stream_synchronize(cuda_.stream());
+    if (CudaLibrary::is_fault(status)) cuda.check(status, std::string("what ran before: ") + error.what());
+    throw;
+  }
 }
 
 template <typename Receive>
@@ -214,7 +227,27 @@ std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) 
   return logits;
 }
 
-std::vector<int64_t> CudaSession::forward_sampled(ForwardCall& call, SamplerId id, const std::vector<bool>& chosen) {
+PinnedMemory CudaSession::lend(size_t bytes) const {
+  const CudaLibrary& cuda = cuda_.cuda();
+  PinnedMemory memory = cuda.pinned(bytes);
+  // A thread that has chosen no card would be given a context on the first. Where choosing fails, freeing does, and who waits next is told.
+  const auto give_back = [memory, &cuda, ordinal = cuda_.ordinal()](std::byte*) mutable {
+    cuda.set_device(ordinal);
+    memory.reset();
+  };
+  return {memory.get(), give_back};
+}
+
+size_t CudaSession::forward_into(const ForwardCall& call, float* logits, size_t room) {
+  // Before the run: one that fails afterwards would have changed the state.
+  const Extents asked = extents_of(state_of(call.state), call);
+  const auto count = static_cast<size_t>(asked.batch * asked.wanted * spec_.vocab_size);
+  if (count > room) throw std::logic_error("there is room for " + std::to_string(room) + " of " + std::to_string(count) + " logits");
+  run_and_receive(call, [&](Exchange& exchange, const Extents&) { exchange.receive(count, logits); });
+  return count;
+}
+
+std::vector<int64_t> CudaSession::forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen, const std::function<void()>& meanwhile) {
   DeviceSampler& sampler = sampler_of(id);
   // Before the run: one that fails afterwards would have changed the state.
   const auto [batch, tokens, wanted] = extents_of(state_of(call.state), call);
@@ -224,9 +257,15 @@ std::vector<int64_t> CudaSession::forward_sampled(ForwardCall& call, SamplerId i
   run_and_receive(call, [&](const Exchange& exchange, const Extents&) {
     sampler.choose(exchange.logits(), chosen);
     handed_over_ = Clock::now();
+    meanwhile();
     sampled = sampler.receive();
   });
   return sampled;
+}
+
+void CudaSession::decode(const DecodeCall& call, SamplerId id, const std::function<bool()>& stopped, const Delivery& deliver) {
+  const auto step = [&](const ForwardCall& one, const std::vector<bool>& chosen, const std::function<void()>& meanwhile) { return forward_sampled(one, id, chosen, meanwhile); };
+  decode_steps(call, step, [&] { return stopped() || interruption_.requested(); }, deliver);
 }
 
 SamplerId CudaSession::create_sampler(const std::vector<SampledRow>& rows) {

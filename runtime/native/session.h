@@ -142,8 +142,13 @@ class Session {
 
   /** A copy of one slot and its shape; of a slot that grows the first `positions`, or all when that is negative. */
   std::unique_ptr<float[]> read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape);
-  /** Fills a slot with numbers of its shape, or of fewer positions than it has room for. */
-  void write_state(StateId id, size_t slot, const std::vector<float>& numbers);
+  /**
+   * Bytes `from` … of a slot as it is stored, with the positions of the longest of the rows, which hold `lengths` tokens; behind a
+   * row's own are zeros.
+   */
+  void read_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, std::byte* bytes, size_t count);
+  /** Fills a part of what `read_bytes` reads, in a state that shares nothing. */
+  void write_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, const std::byte* bytes, size_t count);
   /** Makes row `to_row` of one state a copy of row `from_row` of another, which holds `positions` tokens. */
   void copy_row(StateId from, int64_t from_row, int64_t positions, StateId to, int64_t to_row);
 
