@@ -62,7 +62,7 @@ export async function load(folder: string, options: LoadOptions = {}): Promise<M
   const limited = withContext(manifest, options.context);
   const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force }, choice);
   try {
-    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, onProgress });
+    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, arenaBytes: reservation.plan.holders.arena, onProgress });
     return new Model(folder, limited, session, tokenizer, choice, reservation);
   } catch (error) {
     reservation[Symbol.dispose]();

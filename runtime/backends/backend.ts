@@ -9,6 +9,8 @@ export interface OpenRequest {
   readonly threads: number;
   /** Repeats decode steps as captured CUDA graphs; for a CUDA backend only. */
   readonly cudaGraphs: boolean;
+  /** Planned for activations and workspace; on a card taken at once. */
+  readonly arenaBytes: number;
   /** Told of the bytes of weights loaded so far and of those in all, by a backend that loads them itself. */
   readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }

@@ -40,6 +40,7 @@ export interface AddonSessionOptions {
   readonly cuda?: {
     readonly ordinal: number;
     readonly graphs: boolean;
+    readonly arenaBytes: number;
     readonly weights: readonly AddonWeight[];
   };
   /** Weights to be copied into memory, on the CPU; the others' files are mapped. */

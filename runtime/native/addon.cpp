@@ -182,6 +182,7 @@ std::shared_ptr<const CudaSpec> cuda_spec(const Napi::Object& object) {
   auto spec = std::make_shared<CudaSpec>();
   spec->ordinal = static_cast<int>(integer(object, "ordinal"));
   spec->graphs = object.Get("graphs").As<Napi::Boolean>().Value();
+  spec->arena_bytes = static_cast<size_t>(integer(object, "arenaBytes"));
   spec->weights = weight_specs(object.Get("weights").As<Napi::Array>());
   return spec;
 }

@@ -70,6 +70,13 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   return {session, api.ReleaseSession};
 }
 
+/** Whatever runs ask for is then cut from one piece, where neighbours that are free are joined; the arena keeps what it has. */
+void take_arena(const OrtLibrary& ort, OrtAllocator* allocator, size_t bytes) {
+  void* piece = nullptr;
+  if (bytes > 0) ort.check(ort.api().AllocatorAlloc(allocator, bytes, &piece));
+  if (piece) ort.check(ort.api().AllocatorFree(allocator, piece));
+}
+
 double seconds(std::chrono::steady_clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 size_t used(const CudaLibrary& cuda) {
@@ -91,6 +98,7 @@ CudaSession::CudaSession(const OrtLibrary& ort, const CudaLibrary& cuda, Session
       exchange_(cuda_) {
   // Runs would otherwise wait for the card twice.
   ort.check(ort.api().AddRunConfigEntry(interruption.run_options(), "disable_synchronize_execution_providers", "1"));
+  take_arena(ort, allocator_.get(), spec_.cuda->arena_bytes);
 }
 
 CudaSession::~CudaSession() {

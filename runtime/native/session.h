@@ -31,6 +31,8 @@ struct CudaSpec {
   int ordinal;
   /** Repeats steps of one token as captured graphs. */
   bool graphs;
+  /** What ONNX Runtime's allocator takes from the card to begin with. */
+  size_t arena_bytes;
   /** In files' order. */
   std::vector<WeightSpec> weights;
 };
