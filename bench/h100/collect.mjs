@@ -45,7 +45,14 @@ for (const [name, part] of Object.entries(parts)) {
   // A folder may hold what another card left.
   else if (part.card !== undefined && !card.includes(part.card) && !part.card.includes(card)) throw new Error(`${name} was measured on ${part.card}, this is ${card}`);
 }
-await writeFile(file, `${JSON.stringify({ card, driver, date: new Date().toISOString(), commit, ...parts }, null, 1)}\n`);
+/** Lists of results an item a line, everything else of a part a field a line. */
+const lines = (value, depth) =>
+  depth === 0 || typeof value !== "object" || value === null
+    ? JSON.stringify(value)
+    : Array.isArray(value)
+      ? `[\n${value.map((item) => lines(item, depth - 1)).join(",\n")}\n]`
+      : `{\n${Object.entries(value).filter(([, field]) => field !== undefined).map(([name, field]) => `${JSON.stringify(name)}: ${lines(field, depth - 1)}`).join(",\n")}\n}`;
+await writeFile(file, `${lines({ card, driver, date: new Date().toISOString(), commit, ...parts }, 3)}\n`);
 const failures = [...(parts.kernelTests ?? []), ...(parts.sanitizer ?? [])].filter(({ result }) => result.startsWith("FAILED")).map(({ test }) => test);
 for (const { name, result } of parts.throughNode?.tests ?? []) if (result === "fail") failures.push(name);
 for (const name of failures) console.log(`failed: ${name}`);

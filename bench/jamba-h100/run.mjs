@@ -56,7 +56,7 @@ const driverBytes = () => Number(execFileSync("nvidia-smi", nvidiaSmi, { encodin
 const llamaCpp = { release: "0.5.0", decodePerSecond: { "short context": 146, "131,072 deep": 116, "262,080 deep": 99, "batch 4, 8K each": 224, "batch 16, 8K each": 351 }, prefill8192PerSecond: 5906 };
 
 const results = existsSync(file) ? JSON.parse(await readFile(file, "utf8")) : { benchmark: "jamba-h100", parts: {} };
-const described = { scale: options.scale, device: options.device, node: process.version, cpu: cpus()[0]?.model ?? null, commit: options.commit ?? null, llamaCpp };
+const described = { scale: options.scale, device: options.device, node: process.version, cpu: cpus()[0]?.model ?? null, llamaCpp };
 Object.assign(results, described);
 if (onCard) [results.card, results.driver] = execFileSync("nvidia-smi", ["--query-gpu=name,driver_version", "--format=csv,noheader"], { encoding: "utf8" }).trim().split("\n")[0].split(", ");
 
@@ -117,7 +117,7 @@ function memoryChecks(which, { plan, driver }) {
 
 async function runPart({ name, model, processes, seconds }) {
   const start = performance.now();
-  const record = { date: new Date().toISOString(), model, processes: {}, checks: [] };
+  const record = { date: new Date().toISOString(), commit: options.commit ?? null, model, processes: {}, checks: [] };
   results.parts[name] = record;
   try {
     for (const which of processes) {
