@@ -107,14 +107,14 @@ export class State implements AsyncDisposable {
 
   /**
    * Feeds new tokens to every row. Rows may differ in length; an empty row stays as it is, but one row must hold tokens.
-   * A run that fails changes nothing.
+   * A run that fails changes nothing. Logits may be returned in `into` [B, V], where given, when each row's last are wanted.
    * @returns per row, logits [n, V] row-major with n = 0, 1 or the row's length; n = 0 for an empty row.
    * @throws LayerweaveError `runtime/row-count`, `runtime/bad-token`, `runtime/context-exceeded`, `runtime/empty-prompt`,
    *   `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
    */
-  advance(rows: readonly (readonly number[])[], wanted: LogitsWanted): Promise<Float32Array[]> {
+  advance(rows: readonly (readonly number[])[], wanted: LogitsWanted, into?: Float32Array): Promise<Float32Array[]> {
     return this.#feed(rows, wanted, async (request) => {
-      const logits = await this.owner.session.forward(request);
+      const logits = await this.owner.session.forward({ ...request, into });
       const { vocabSize } = this.owner.manifest.model;
       const perRow = request.logitIndices.length / this.batch;
       invariant(logits.length === this.batch * perRow * vocabSize, "the graph returns logits [B, L, V]");

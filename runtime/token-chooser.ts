@@ -21,8 +21,8 @@ export interface TokenChooser extends AsyncDisposable {
 }
 
 /** @throws LayerweaveError `runtime/bad-option` for a device that can't choose, or can't under these options */
-export async function chooserFor({ session }: Model, prompts: readonly (readonly number[])[], options: ResolvedSampling, on: ChosenOn): Promise<TokenChooser> {
-  if (on === "host") return new HostChooser(prompts.map((prompt) => new Sampler(options, prompt)));
+export async function chooserFor({ session, manifest }: Model, prompts: readonly (readonly number[])[], options: ResolvedSampling, on: ChosenOn): Promise<TokenChooser> {
+  if (on === "host") return new HostChooser(prompts.map((prompt) => new Sampler(options, prompt)), manifest.model.vocabSize);
   const { sampling } = session;
   if (!sampling) fail(runtimeDiagnostics["bad-option"], { option: "chooseOn", expected: '"host": only a card chooses tokens, and of at most 262,144', found: on });
   if (options.repetitionPenalty !== 1) fail(runtimeDiagnostics["bad-option"], { option: "chooseOn", expected: '"host" with a repetition penalty, which looks at all tokens before', found: on });
@@ -31,20 +31,32 @@ export async function chooserFor({ session }: Model, prompts: readonly (readonly
 
 class HostChooser implements TokenChooser {
   readonly on = "host";
-  readonly #logits: Float32Array[] = [];
+  /** Of the rows that are yet to be asked about. */
+  readonly #logits = new Map<number, Float32Array>();
+  /** Logits of the last run that had any: once they are used, the next one's take their place. */
+  #memory: Float32Array | undefined;
 
-  constructor(private readonly samplers: readonly Sampler[]) {}
+  constructor(
+    private readonly samplers: readonly Sampler[],
+    private readonly vocabSize: number,
+  ) {}
 
   async advance(state: State, rows: readonly (readonly number[])[], ends: readonly boolean[]): Promise<void> {
-    const logits = await state.advance(rows, ends.includes(true) ? "last" : "none");
+    if (!ends.includes(true)) {
+      await state.advance(rows, "none");
+      return;
+    }
+    if (!this.#memory || this.#logits.size > 0) this.#memory = new Float32Array(rows.length * this.vocabSize);
+    const logits = await state.advance(rows, "last", this.#memory);
     logits.forEach((row, b) => {
-      if (ends[b]) this.#logits[b] = row;
+      if (ends[b]) this.#logits.set(b, row);
     });
   }
 
   next(row: number, position: number): number {
-    const [sampler, logits] = [this.samplers[row], this.#logits[row]];
+    const [sampler, logits] = [this.samplers[row], this.#logits.get(row)];
     invariant(sampler && logits, "a row that is asked about has logits");
+    this.#logits.delete(row);
     return sampler.next(logits, row, position);
   }
 

@@ -9,6 +9,8 @@ export interface OpenRequest {
   readonly threads: number;
   /** Repeats decode steps as captured CUDA graphs; for a CUDA backend only. */
   readonly cudaGraphs: boolean;
+  /** Leaves weights that kernels could read from a copy in their mapped files; for the native backend on the CPU only. */
+  readonly mappedWeights: boolean;
   /** Told of the bytes of weights loaded so far and of those in all, by a backend that loads them itself. */
   readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }
@@ -47,6 +49,8 @@ export interface ForwardRequest {
   readonly lengths: readonly number[];
   /** [B, L] row-major positions (0 … T-1) whose logits are wanted; empty for none. */
   readonly logitIndices: BigInt64Array;
+  /** [B, L, V] memory that a backend may return the logits in; nobody else uses it meanwhile. New memory costs a system call or a fault a page. */
+  readonly into?: Float32Array | undefined;
 }
 
 /** The content of one state slot, copied out of the session. */

@@ -54,6 +54,8 @@ export interface AddonSession {
   releaseState(state: StateId): Promise<void>;
   /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
   forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
+  /** The same into `into` [B, L, V], to be held until the promise settles; on the CPU only. */
+  forwardInto(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array, into: Float32Array): Promise<void>;
   /** The following three on a card only. */
   createSampler(rows: readonly DeviceSamplingOptions[]): Promise<SamplerId>;
   releaseSampler(sampler: SamplerId): Promise<void>;

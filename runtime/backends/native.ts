@@ -67,8 +67,13 @@ class NativeSession implements BackendSession {
     this.#ofState(() => this.session.releaseState(state)).catch(() => undefined);
   }
 
-  async forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest): Promise<Float32Array> {
-    const logits = await this.#run("run the model", () => this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices));
+  async forward({ state, inputIds, pastLengths, lengths, logitIndices, into }: ForwardRequest): Promise<Float32Array> {
+    const [past, counts] = [int64(pastLengths), int64(lengths)];
+    const logits = await this.#run("run the model", async () => {
+      if (!into || this.owner === "card") return this.session.forward(state, inputIds, past, counts, logitIndices);
+      await this.session.forwardInto(state, inputIds, past, counts, logitIndices, into);
+      return into;
+    });
     this.#logitsPeak = Math.max(this.#logitsPeak, logits.byteLength);
     return logits;
   }
@@ -138,7 +143,7 @@ export function weightsInOrder(folder: string, manifest: Manifest): AddonWeight[
 export async function openSession(
   { addon, library }: NativeRuntime,
   kernels: string,
-  { folder, manifest, threads, onProgress }: OpenRequest,
+  { folder, manifest, threads, mappedWeights, onProgress }: OpenRequest,
   cuda?: AddonSessionOptions["cuda"],
 ): Promise<BackendSession> {
   const { graph, inputs, outputs, model } = manifest;
@@ -156,7 +161,7 @@ export async function openSession(
     logits: outputs.logits.name,
     state: manifest.state.map(slotOptions),
     // Our kernels read int8 weights as they are stored; what ONNX Runtime widens or packs it copies itself.
-    copied: cuda || kernels === "" ? [] : weightsInOrder(folder, manifest).filter(({ dtype }) => dtype === "int8"),
+    copied: cuda || kernels === "" || mappedWeights ? [] : weightsInOrder(folder, manifest).filter(({ dtype }) => dtype === "int8"),
     ...(cuda ? { cuda } : {}),
     ...(onProgress ? { onProgress } : {}),
   };

@@ -227,13 +227,19 @@ CudaSession& on_card(Session& session) {
   return *card;
 }
 
+HostSession& on_host(Session& session) {
+  auto* host = dynamic_cast<HostSession*>(&session);
+  if (!host) throw std::logic_error("the session is on a card");
+  return *host;
+}
+
 /** A session as JavaScript holds it. One that is collected unclosed is closed. */
 class NativeSession : public Napi::ObjectWrap<NativeSession> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "NativeSession",
                        {InstanceMethod<&NativeSession::create_state>("createState"), InstanceMethod<&NativeSession::copy_state>("copyState"),
-                        InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"),
+                        InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"), InstanceMethod<&NativeSession::forward_into>("forwardInto"),
                         InstanceMethod<&NativeSession::create_sampler>("createSampler"), InstanceMethod<&NativeSession::release_sampler>("releaseSampler"),
                         InstanceMethod<&NativeSession::forward_sampled>("forwardSampled"),
                         InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::write_state>("writeState"),
@@ -287,6 +293,15 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
       size_t count = 0;
       auto logits = std::make_shared<std::unique_ptr<float[]>>(session->forward(call, count));
       return [logits, count](Napi::Env env) { return float32_array(env, logits, count); };
+    });
+  }
+
+  Napi::Value forward_into(const Napi::CallbackInfo& info) {
+    ForwardCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
+    auto into = info[5].As<Napi::Float32Array>();
+    return submit(info, [call = std::move(call), logits = into.Data(), count = into.ElementLength()](auto& session) mutable {
+      on_host(*session).forward_into(call, logits, count);
+      return [](Napi::Env env) { return env.Undefined(); };
     });
   }
 

@@ -54,7 +54,7 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   ort.check(api.SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
   ort.check(api.SetIntraOpNumThreads(options, spec.threads));
   ort.check(api.SetInterOpNumThreads(options, 1));
-  // A token's operators are too short to wake threads for each; between runs none spins, and the event loop has the cores.
+  // A token's operators are too short to wake threads for each; between runs none of these spins, and the event loop has the cores.
   ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "1"));
   ort.check(api.AddSessionConfigEntry(options, "session.force_spinning_stop", "1"));
   // A pattern would be one block for all of a run's tensors, larger than what is ever in use at once, with kernels' workspace beside it.
@@ -84,7 +84,25 @@ HostSession::HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& 
       allocator_(cpu_arena(ort, session_.get())),
       binding_(make_binding(ort, session_.get())) {}
 
+size_t HostSession::logit_count(const ForwardCall& call) {
+  const Extents extents = extents_of(state_of(call.state), call);
+  return static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
+}
+
 std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) {
+  count = logit_count(call);
+  // One element at least, so that there is an address.
+  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
+  run(call, logits.get());
+  return logits;
+}
+
+void HostSession::forward_into(ForwardCall& call, float* logits, size_t count) {
+  if (count != logit_count(call)) throw std::logic_error("the logits don't fit their memory");
+  run(call, logits);
+}
+
+void HostSession::run(ForwardCall& call, float* logits) {
   State& state = state_of(call.state);
   const auto [batch, tokens, wanted] = extents_of(state, call);
   make_room(state, call.past_lengths, tokens);
@@ -107,10 +125,8 @@ std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) 
     bindings.input(spec.past, slot.current->value());
     bindings.output(spec.present, output.value());
   }
-  count = static_cast<size_t>(batch * wanted * spec_.vocab_size);
-  // One element at least, so that there is an address.
-  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
-  bindings.output(spec_.logits, wrap(ort_, *device_, logits.get(), count * sizeof(float), {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
+  const auto bytes = static_cast<size_t>(batch * wanted * spec_.vocab_size) * sizeof(float);
+  bindings.output(spec_.logits, wrap(ort_, *device_, logits, bytes, {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
 
   ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding_.get()));
 
@@ -120,7 +136,6 @@ std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) 
     std::swap(slot.current, slot.spare);
     if (slot.spare.use_count() > 1) slot.spare = nullptr;
   }
-  return logits;
 }
 
 Memory HostSession::memory() const {
