@@ -89,8 +89,8 @@ export const cliDiagnostics = catalogue("cli", {
     severity: "error",
     exitCode: 2,
     message: ({ prompt, tokens, contextLength }) => `A prompt of ${prompt} and ${tokens} tokens after it are more than the model's context of ${contextLength}.`,
-    help: ({ contextLength }) => `Choose --prompt and --tokens that add up to at most ${contextLength}.`,
-    explain: "`layerweave bench` feeds a prompt and then decodes token by token in the same state. A state holds no more tokens than the model was made for.",
+    help: ({ contextLength }) => `Choose --prompt (or --depth) and --tokens that add up to at most ${contextLength}.`,
+    explain: "`layerweave bench` feeds a prompt and then decodes token by token in the same state; on a card a few tokens first, then as many as asked for twice: chosen there, and with logits. A state holds no more tokens than the model was made for.",
   }),
   "file-exists": define<{ file: string }>({
     severity: "error",

@@ -152,6 +152,7 @@ function commandLine(terminal: Terminal): Command {
     .argument("<folder>", "compiled folder")
     .option("--prompt <n>", "tokens of the prompt", "512")
     .option("--tokens <n>", "tokens to decode after it", "128")
+    .option("--depth <n>", "tokens in the cache before decoding is measured, fed after the prompt (default: the prompt's)")
     .option("--batch <n>", "sequences at once", "1")
     .option("--repeat <n>", "repetitions, after one to warm up", "3")
     .option("--chunk <n>", "tokens of the prompt fed at once (default: 8K on a card, 512 on the CPU)")

@@ -1,6 +1,6 @@
 import { type Diagnostic, LayerweaveError } from "../core/diagnostics.js";
 import type { Manifest } from "../core/manifest.js";
-import { type Device, deviceNamed, deviceOfCard } from "../core/plan/devices.js";
+import { cudaContextBytes, type Device, deviceNamed, deviceOfCard } from "../core/plan/devices.js";
 import { type PlanModel, planModelOf } from "../core/plan/model.js";
 import { overBudget, type Plan, plan } from "../core/plan/plan.js";
 import { formatBytes } from "../core/plan/sizes.js";
@@ -33,14 +33,15 @@ const pools = new Map<number | undefined, Pool>();
 function poolOf({ card }: BackendChoice): Pool {
   const pool = pools.get(card?.ordinal) ?? { open: new Set(), availableWithoutModels: 0 };
   pools.set(card?.ordinal, pool);
-  if (pool.open.size === 0) pool.availableWithoutModels = card?.freeBytes ?? process.availableMemory();
+  // The context is part of every plan for a card, and there already when its free bytes are asked for.
+  if (pool.open.size === 0) pool.availableWithoutModels = card ? card.freeBytes + cudaContextBytes : process.availableMemory();
   return pool;
 }
 
 /** The profile of what runs a model. Without kernels the native runtime holds no more than the portable one. */
 const deviceOf = ({ card, ops }: BackendChoice): Device => (card ? deviceOfCard(card) : deviceNamed(ops === "kernels" ? "cpu-native" : "cpu"));
 
-/** Bytes of states and snapshots, until they are given back. */
+/** Bytes of states, snapshots and samplers, until they are given back. */
 export class StateClaim implements Disposable {
   constructor(
     private readonly claims: Map<StateClaim, number>,
@@ -107,8 +108,8 @@ export class MemoryReservation implements Disposable {
     return new StateClaim(this.#claims, bytes);
   }
 
-  /** Claims the bytes of a snapshot. @throws LayerweaveError as the constructor; the reservation then stays as it was */
-  claimSnapshot(bytes: number): StateClaim {
+  /** Claims bytes for a snapshot, or for choosing tokens. @throws LayerweaveError as the constructor; the reservation then stays as it was */
+  claimBytes(bytes: number): StateClaim {
     [this.#plan, this.#refusal] = this.#ask(this.#plan.batch, bytes);
     return new StateClaim(this.#claims, bytes);
   }

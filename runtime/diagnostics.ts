@@ -95,6 +95,12 @@ export const runtimeDiagnostics = catalogue("runtime", {
     help: () => "The state is as it was before this run, so the run can be repeated; smaller chunks or batches need less memory.",
     explain: "A run either succeeds as a whole or changes nothing: new state replaces old state only when every output is there. When the message names a node of the graph, the place in the layout that node was lowered from is given.",
   }),
+  "card-lost": define<{ problem: string }>({
+    severity: "error",
+    message: ({ problem }) => `The card can't be used by this process any more: ${problem}.`,
+    help: () => "End the process and start it again; states that were saved can be loaded then. If it happens again, check the card with `nvidia-smi -q -d ECC`.",
+    explain: "A kernel reached beyond its memory, ran too long, or the card reported an error of its own. CUDA then refuses every further call of the process to that card: all models on it, and their states, are lost, and so is what they are asked afterwards. The kernel that failed may be an earlier one than the message names, because a card works behind the program. Models on the CPU and on other cards go on.",
+  }),
   "worker-stopped": define<{ problem: string }>({
     severity: "error",
     message: ({ problem }) => `The thread that runs the model stopped: ${problem}.`,

@@ -1,5 +1,4 @@
 import { Diagnostics, fail, invariant } from "../core/diagnostics.js";
-import { untilAborted } from "./abort.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 import type { Model } from "./model.js";
 import { resolveSampling, type ResolvedSampling, type SamplingOptions } from "./sampling.js";
@@ -10,6 +9,9 @@ import type { Message } from "./tokenizer.js";
 /** What to continue: text, token ids, or the messages of a conversation. */
 export type Prompt = string | readonly number[] | readonly Message[];
 
+/** Steps that a device makes in one go, before the first's token is taken perhaps: few enough to be no loss where the loop is left, and to let others' steps in between. */
+const stepsAhead = 32;
+
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate. Default 256. */
   readonly maxTokens?: number;
@@ -19,7 +21,8 @@ export interface GenerateOptions extends SamplingOptions {
   readonly stopTokenIds?: readonly number[];
   /**
    * Where tokens are chosen. `host`, the default: logits come back from every step. `device`: a card chooses the same tokens, and
-   * only they come back; not with a repetition penalty.
+   * only they come back; not with a repetition penalty. Without stop strings it goes on by itself meanwhile, up to 32 tokens
+   * beyond the one that was taken.
    */
   readonly chooseOn?: ChosenOn;
   /** Tokens per run while the prompt is fed. Default 512. */
@@ -156,12 +159,13 @@ async function* decode(model: Model, prompts: readonly Prompt[], options: Genera
   for (const [row, sequence] of sequences.entries()) yield choose(sequence, row);
   while (sequences.some(({ pending }) => pending !== undefined)) {
     signal?.throwIfAborted();
-    const fed = sequences.map(({ pending }) => (pending === undefined ? [] : [pending]));
-    await untilAborted(
-      chooser.advance(state, fed, fed.map(({ length }) => length > 0)),
-      signal,
-    );
-    for (const [row, sequence] of sequences.entries()) if (sequence.pending !== undefined) yield choose(sequence, row);
+    const next = sequences.map(({ pending }) => pending);
+    const limits = sequences.map(({ prompt, generated }) => Math.min(maxTokens, contextLength - prompt.length) - generated);
+    // Only the host knows where a string ends; a row that has ended must not be in the next step, which may round differently with it.
+    for await (const given of chooser.steps(state, next, { limits, ahead: stop.length > 0 ? 1 : stepsAhead, stopTokenIds, signal })) {
+      signal?.throwIfAborted();
+      for (const [row, sequence] of sequences.entries()) if (given[row] === true) yield choose(sequence, row);
+    }
   }
 }
 

@@ -72,7 +72,7 @@ export async function load(folder: string, options: LoadOptions = {}): Promise<M
   const limited = withContext(manifest, options.context);
   const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force }, choice);
   try {
-    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, mappedWeights: weights === "mapped", onProgress });
+    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, mappedWeights: weights === "mapped", arenaBytes: reservation.plan.holders.arena, onProgress });
     return new Model(folder, limited, session, tokenizer, choice, reservation);
   } catch (error) {
     reservation[Symbol.dispose]();

@@ -80,14 +80,16 @@ export class Model implements AsyncDisposable, StateOwner {
   /**
    * Feeds one run of new tokens to every row of a state. Rows may differ in length, but none may be empty.
    * A run that fails leaves the state as it was.
+   * @param options `transient`: the logits are needed until the state's next run only, which may overwrite them: they don't take
+   *   memory that is new each time, and on a card aren't copied once more.
    * @returns per row, logits [n, V] row-major: n = 0 (`none`), 1 (`last`, default), or the row's length (`all`).
    * @throws LayerweaveError `runtime/row-count`, `runtime/empty-prompt`, `runtime/bad-token`, `runtime/context-exceeded`,
    *   `runtime/foreign-state`, `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
    */
-  async forward(state: State, rows: readonly (readonly number[])[], { logits = "last" }: { readonly logits?: LogitsWanted } = {}): Promise<Float32Array[]> {
+  async forward(state: State, rows: readonly (readonly number[])[], { logits = "last", transient = false }: { readonly logits?: LogitsWanted; readonly transient?: boolean } = {}): Promise<Float32Array[]> {
     this.#checkState(state);
     checkNotEmpty(rows);
-    return state.advance(rows, logits);
+    return state.advance(rows, logits, { transient });
   }
 
   /**
@@ -178,7 +180,7 @@ export class Model implements AsyncDisposable, StateOwner {
 
   /** Claims memory for a snapshot. @throws LayerweaveError `plan/over-budget` */
   claimSnapshot(bytes: number): StateClaim {
-    return this.reservation.claimSnapshot(bytes);
+    return this.reservation.claimBytes(bytes);
   }
 
   /** Ends the model once the runs under way are done, and frees its memory. */

@@ -2,8 +2,8 @@ import { createHash, randomUUID } from "node:crypto";
 import { open, rename, rm, type FileHandle } from "node:fs/promises";
 import * as z from "zod";
 import { fail, invariant } from "../core/diagnostics.js";
+import { bytesPerElement } from "../core/dtype.js";
 import type { Manifest } from "../core/manifest.js";
-import type { SlotContent } from "./backends/backend.js";
 import { runtimeDiagnostics } from "./diagnostics.js";
 
 /** Identifies the graph and the weights it was compiled with, short of reading all of them. */
@@ -12,8 +12,14 @@ function fingerprint({ model, graph, files, weights }: Manifest): string {
   return createHash("sha256").update(JSON.stringify(identity)).digest("hex");
 }
 
+/** Bytes read and written at once: a slot may be larger than one buffer can be, or one call of the system takes. */
+const usualPiece = 2 ** 25;
+
+const safetensorsTypes: Partial<Record<Manifest["state"][number]["dtype"], string>> = { float32: "F32", float16: "F16", bfloat16: "BF16" };
+
 interface Entry {
   readonly name: string;
+  readonly dtype: string;
   readonly shape: readonly number[];
   readonly begin: number;
   readonly end: number;
@@ -22,21 +28,23 @@ interface Entry {
 /** Where each slot of a state stands in the file: KV caches hold the positions of the longest row. */
 function entriesOf(manifest: Manifest, lengths: readonly number[]): readonly Entry[] {
   let at = 0;
-  return manifest.state.map(({ past, shape }) => {
+  return manifest.state.map(({ past, dtype, shape }) => {
+    const type = safetensorsTypes[dtype];
+    invariant(type, `no state is of ${dtype}`);
     const extents = shape.map((dim) => {
       invariant(dim !== "T" && dim !== "L", `state is not shaped by ${dim}`);
       return dim === "B" ? lengths.length : dim === "S" ? Math.max(...lengths) : dim;
     });
     const begin = at;
-    at += extents.reduce((n, d) => n * d, 4);
-    return { name: past, shape: extents, begin, end: at };
+    at += extents.reduce((n, d) => n * d, bytesPerElement[dtype]);
+    return { name: past, dtype: type, shape: extents, begin, end: at };
   });
 }
 
 /** The eight bytes of the header's length and the header, a multiple of eight in all; its size doesn't depend on the checksum. */
 function headerOf(manifest: Manifest, lengths: readonly number[], sha256: string): Buffer {
-  const metadata = { format: "layerweave-state", version: "1", model: fingerprint(manifest), lengths: JSON.stringify(lengths), sha256 };
-  const tensors = entriesOf(manifest, lengths).map(({ name, shape, begin, end }) => [name, { dtype: "F32", shape, data_offsets: [begin, end] }] as const);
+  const metadata = { format: "layerweave-state", version: "2", model: fingerprint(manifest), lengths: JSON.stringify(lengths), sha256 };
+  const tensors = entriesOf(manifest, lengths).map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, data_offsets: [begin, end] }] as const);
   const json = JSON.stringify({ __metadata__: metadata, ...Object.fromEntries(tensors) });
   const text = Buffer.from(json + " ".repeat((8 - (Buffer.byteLength(json) % 8)) % 8));
   const length = Buffer.alloc(8);
@@ -44,10 +52,22 @@ function headerOf(manifest: Manifest, lengths: readonly number[], sha256: string
   return Buffer.concat([length, text]);
 }
 
-const bytesOf = ({ data }: SlotContent): Buffer => Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+/** The pieces of `count` bytes: where each begins, and its size. */
+function* piecesOf(count: number, piece: number): Generator<{ readonly from: number; readonly count: number }> {
+  for (let from = 0; from < count; from += piece) yield { from, count: Math.min(piece, count - from) };
+}
 
-/** Writes a state slot by slot, so that it is never in memory as a whole. @throws LayerweaveError `runtime/state-file-unwritable`, and what `read` does */
-export async function writeStateFile(path: string, manifest: Manifest, lengths: readonly number[], read: (slot: number) => Promise<SlotContent>): Promise<void> {
+/** One call of the system may take less than it was given. */
+async function writeWhole(file: FileHandle, bytes: Uint8Array, at: number): Promise<void> {
+  for (let done = 0; done < bytes.length; ) done += (await file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
+}
+
+/**
+ * Writes a state piece by piece, so that little of it is in memory.
+ * @param read gives `count` bytes of a slot as the file has them
+ * @throws LayerweaveError `runtime/state-file-unwritable`, and what `read` does
+ */
+export async function writeStateFile(path: string, manifest: Manifest, lengths: readonly number[], read: (slot: number, from: number, count: number) => Promise<Uint8Array>, piece = usualPiece): Promise<void> {
   const written = async <T>(work: Promise<T>): Promise<T> =>
     work.catch((error: unknown) => fail(runtimeDiagnostics["state-file-unwritable"], { file: path, problem: error instanceof Error ? error.message : String(error) }));
   const temporary = `${path}.${randomUUID()}`;
@@ -55,14 +75,15 @@ export async function writeStateFile(path: string, manifest: Manifest, lengths: 
   try {
     try {
       const hash = createHash("sha256");
-      let at = headerOf(manifest, lengths, "0".repeat(64)).length;
-      for (const slot of manifest.state.keys()) {
-        const bytes = bytesOf(await read(slot));
-        hash.update(bytes);
-        await written(file.write(bytes, 0, bytes.length, at));
-        at += bytes.length;
-      }
-      await written(file.write(headerOf(manifest, lengths, hash.digest("hex")), 0, null, 0));
+      const start = headerOf(manifest, lengths, "0".repeat(64)).length;
+      for (const [slot, { begin, end }] of entriesOf(manifest, lengths).entries())
+        for (const { from, count } of piecesOf(end - begin, piece)) {
+          const bytes = await read(slot, from, count);
+          invariant(bytes.length === count, "as many bytes as were asked for");
+          hash.update(bytes);
+          await written(writeWhole(file, bytes, start + begin + from));
+        }
+      await written(writeWhole(file, headerOf(manifest, lengths, hash.digest("hex")), 0));
       await written(file.sync());
     } finally {
       await file.close();
@@ -75,13 +96,14 @@ export async function writeStateFile(path: string, manifest: Manifest, lengths: 
 }
 
 const headerSchema = z.looseObject({
-  __metadata__: z.object({ format: z.literal("layerweave-state"), version: z.literal("1"), model: z.string(), lengths: z.string(), sha256: z.string() }),
+  __metadata__: z.object({ format: z.literal("layerweave-state"), version: z.literal("2"), model: z.string(), lengths: z.string(), sha256: z.string() }),
 });
 const lengthsSchema = z.array(z.int().nonnegative()).min(1);
 
 /** A saved state that was found whole and made by this model. */
 export class StateFile implements AsyncDisposable {
   private constructor(
+    private readonly path: string,
     private readonly file: FileHandle,
     readonly lengths: readonly number[],
     private readonly entries: readonly Entry[],
@@ -111,19 +133,26 @@ export class StateFile implements AsyncDisposable {
       const hash = createHash("sha256");
       for await (const chunk of file.createReadStream({ start: 8 + headerBytes, autoClose: false })) hash.update(chunk as Buffer);
       if (hash.digest("hex") !== metadata.sha256) return bad("its numbers don't match their checksum");
-      return new StateFile(file, lengths, entries, 8 + headerBytes);
+      return new StateFile(path, file, lengths, entries, 8 + headerBytes);
     } catch (error) {
       await file.close();
       throw error;
     }
   }
 
-  async read(slot: number): Promise<SlotContent> {
+  /** A slot's bytes, one piece after another. */
+  async *pieces(slot: number, piece = usualPiece): AsyncGenerator<{ readonly from: number; readonly bytes: Uint8Array }, void, undefined> {
     const entry = this.entries[slot];
     invariant(entry, `no slot ${slot}`);
-    const data = new Float32Array((entry.end - entry.begin) / 4);
-    await this.file.read(bytesOf({ shape: entry.shape, data }), 0, data.byteLength, this.dataStart + entry.begin);
-    return { shape: entry.shape, data };
+    for (const { from, count } of piecesOf(entry.end - entry.begin, piece)) {
+      const bytes = Buffer.allocUnsafeSlow(count);
+      for (let done = 0; done < count; ) {
+        const { bytesRead } = await this.file.read(bytes, done, count - done, this.dataStart + entry.begin + from + done);
+        if (bytesRead === 0) fail(runtimeDiagnostics["bad-state-file"], { file: this.path, problem: "it became shorter while it was read" });
+        done += bytesRead;
+      }
+      yield { from, bytes };
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -8,6 +8,21 @@ import { StateFile, writeStateFile } from "./state-file.js";
 /** Which logits a run returns: of no token, of each row's last token, or of all its tokens. */
 export type LogitsWanted = "none" | "last" | "all";
 
+/** Tokens that follow one another, chosen on a session's device. */
+export interface DecodingOptions {
+  /** Most tokens that each row is given; 0: it takes no part. Where the context is full sooner, it ends there. */
+  readonly limits: readonly number[];
+  /** A row ends with one of these. */
+  readonly stopTokenIds: readonly number[];
+  readonly sampling: DeviceSampling;
+  /** Of as many rows. */
+  readonly sampler: SamplerId;
+  /** Told of each step's tokens [B], when the state holds what led to them: undefined for rows that took no part, -1 where logits were not finite. */
+  readonly onTokens: (tokens: readonly (number | undefined)[]) => void;
+  /** No more steps begin once it has fired; this is no error. */
+  readonly signal: AbortSignal;
+}
+
 /** What a state needs of the model it belongs to. */
 export interface StateOwner {
   readonly manifest: Manifest;
@@ -57,6 +72,8 @@ export class State implements AsyncDisposable {
   #lengths: readonly number[];
   #open = true;
   #queue: Promise<unknown> = Promise.resolve();
+  /** Lent to the runs whose logits are needed until the next one only. */
+  #lent: Float32Array | undefined;
 
   private constructor(
     private readonly owner: StateOwner,
@@ -87,7 +104,8 @@ export class State implements AsyncDisposable {
     });
     const state = await State.create(owner, lengths.length, claim(lengths.length), Math.max(owner.initialCapacity, ...lengths));
     try {
-      for (const slot of owner.manifest.state.keys()) await owner.session.writeState(state.#id, slot, await file.read(slot));
+      for (const slot of owner.manifest.state.keys())
+        for await (const { from, bytes } of file.pieces(slot)) await owner.session.writeBytes(state.#id, slot, lengths, from, bytes);
     } catch (error) {
       await state[Symbol.asyncDispose]();
       throw error;
@@ -107,16 +125,17 @@ export class State implements AsyncDisposable {
 
   /**
    * Feeds new tokens to every row. Rows may differ in length; an empty row stays as it is, but one row must hold tokens.
-   * A run that fails changes nothing. Logits may be returned in `into` [B, V], where given, when each row's last are wanted.
+   * A run that fails changes nothing.
+   * @param transient the logits are needed until the state's next run only, which may overwrite them
    * @returns per row, logits [n, V] row-major with n = 0, 1 or the row's length; n = 0 for an empty row.
    * @throws LayerweaveError `runtime/row-count`, `runtime/bad-token`, `runtime/context-exceeded`, `runtime/empty-prompt`,
    *   `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`
    */
-  advance(rows: readonly (readonly number[])[], wanted: LogitsWanted, into?: Float32Array): Promise<Float32Array[]> {
+  advance(rows: readonly (readonly number[])[], wanted: LogitsWanted, { transient = false }: { readonly transient?: boolean } = {}): Promise<Float32Array[]> {
     return this.#feed(rows, wanted, async (request) => {
-      const logits = await this.owner.session.forward({ ...request, into });
       const { vocabSize } = this.owner.manifest.model;
       const perRow = request.logitIndices.length / this.batch;
+      const logits = await this.owner.session.forward(request, transient ? await this.#lentFor(this.batch * perRow * vocabSize) : undefined);
       invariant(logits.length === this.batch * perRow * vocabSize, "the graph returns logits [B, L, V]");
       return rows.map((row, b) => logits.subarray(b * perRow * vocabSize, (b * perRow + Math.min(perRow, row.length)) * vocabSize));
     });
@@ -130,6 +149,39 @@ export class State implements AsyncDisposable {
    */
   advanceSampled(rows: readonly (readonly number[])[], sampling: DeviceSampling, sampler: SamplerId, chosen: readonly boolean[]): Promise<readonly number[]> {
     return this.#feed(rows, "last", (request) => sampling.forward(request, sampler, chosen));
+  }
+
+  async #lentFor(count: number): Promise<Float32Array | undefined> {
+    const { session } = this.owner;
+    if (count > 0 && count > (this.#lent?.length ?? 0)) this.#lent = await session.lendLogits?.(count);
+    return this.#lent;
+  }
+
+  /**
+   * Feeds each row that has a limit its token of `next`, then what that leads to, and so on, without coming back between the
+   * steps. The last token of a row is not fed: `lengths` counts those that were, while it goes on too.
+   * @throws LayerweaveError as `advance`; what was told to `onTokens` is then in the state, and no more than that
+   */
+  decode(next: readonly (number | undefined)[], { limits, stopTokenIds, sampling, sampler, onTokens, signal }: DecodingOptions): Promise<void> {
+    return this.#inOrder(async () => {
+      this.check(next.map((token, row) => ((limits[row] ?? 0) > 0 && token !== undefined ? [token] : [])));
+      const { contextLength } = this.owner.manifest.model;
+      const request = {
+        state: this.#id,
+        inputIds: next.map((token) => token ?? 0),
+        pastLengths: this.#lengths,
+        limits: limits.map((limit, row) => (next[row] === undefined ? 0 : Math.min(limit, (contextLength ?? Infinity) - (this.#lengths[row] ?? 0)))),
+        stopTokenIds,
+      };
+      if (signal.aborted) return;
+      const decoding = sampling.decode(request, sampler, (tokens) => {
+        this.#lengths = this.#lengths.map((length, row) => length + (tokens[row] === undefined ? 0 : 1));
+        onTokens(tokens);
+      });
+      const stop = (): void => decoding.stop();
+      signal.addEventListener("abort", stop, { once: true });
+      await decoding.done.finally(() => signal.removeEventListener("abort", stop));
+    });
   }
 
   #feed<T>(rows: readonly (readonly number[])[], wanted: LogitsWanted, run: (request: ForwardRequest) => Promise<T>): Promise<T> {
@@ -207,23 +259,19 @@ export class State implements AsyncDisposable {
       const index = slots.findIndex((slot) => slot.layer === layer && slot.role === role);
       const slot = slots[index];
       if (!slot) fail(runtimeDiagnostics["unknown-slot"], { layer, role, known: slots.map((s) => `${s.layer}.${s.role}`) });
-      return this.#read(index);
+      const content = await this.owner.session.readState(this.#id, index, Math.max(...this.#lengths));
+      const axis = slot.shape.indexOf("S");
+      return axis < 0 ? content : trim(content, axis, this.#lengths);
     });
   }
 
-  async #read(index: number): Promise<SlotContent> {
-    const content = await this.owner.session.readState(this.#id, index, Math.max(...this.#lengths));
-    const axis = this.owner.manifest.state[index]?.shape.indexOf("S") ?? -1;
-    return axis < 0 ? content : trim(content, axis, this.#lengths);
-  }
-
   /**
-   * Writes the state to a file, from which `model.loadState` makes it again: safetensors, with a checksum of the numbers
-   * and a fingerprint of the model. The file is there whole or not at all.
+   * Writes the state to a file, from which `model.loadState` makes it again: safetensors of the types that the state has, with a
+   * checksum of the numbers and a fingerprint of the model. The file is there whole or not at all.
    * @throws LayerweaveError `runtime/state-file-unwritable`, `runtime/state-failed`, `runtime/closed`, `runtime/worker-stopped`
    */
   save(file: string): Promise<void> {
-    return this.#inOrder(() => writeStateFile(file, this.owner.manifest, this.#lengths, (slot) => this.#read(slot)));
+    return this.#inOrder(() => writeStateFile(file, this.owner.manifest, this.#lengths, (slot, from, count) => this.owner.session.readBytes(this.#id, slot, this.#lengths, from, count)));
   }
 
   /**

@@ -42,10 +42,11 @@ const [card, driver] = execFileSync("nvidia-smi", ["--query-gpu=name,driver_vers
 const result = { benchmark: "jamba-block", card, driver, date: new Date().toISOString(), commit, node: process.version, ...(compiled ? { compiled } : {}), llamaCpp, runs };
 await writeFile(file, `${JSON.stringify(result, null, 1)}\n`);
 console.table(
-  runs.map(({ name, prefill, decode, card: steps, memory, plan }) => ({
+  runs.map(({ name, prefill, decode, decodeWithLogits, card: steps, memory, plan }) => ({
     case: name,
     "decode, tokens/s": decode.tokensPerSecond.mean.toFixed(1),
     "of copy": `${(100 * decode.rooflineFraction).toFixed(1)} %`,
+    "with logits": decodeWithLogits.tokensPerSecond.mean.toFixed(1),
     "prefill, tokens/s": prefill.tokensPerSecond.mean.toFixed(0),
     "of bf16": `${(100 * prefill.rooflineFraction).toFixed(1)} %`,
     launches: steps.launches,

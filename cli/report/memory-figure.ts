@@ -23,13 +23,15 @@ export interface MemoryCurve {
   readonly contexts: readonly [from: number, to: number];
   /** Bytes at the top of the picture; what is above is cut off. */
   readonly top: number;
+  /** What was measured in all, as dots. */
+  readonly measured?: readonly { readonly context: number; readonly bytes: number }[];
 }
 
 const size = { width: 366, height: 268 };
 const frame: Frame = { left: 36, right: 358, top: 26, bottom: 226 };
 
 /** Memory by kind, stacked, over context length, against the budget. */
-export function memoryFigure({ plans, plan, contexts, top }: MemoryCurve): Markup {
+export function memoryFigure({ plans, plan, contexts, top, measured = [] }: MemoryCurve): Markup {
   const x = logScale(contexts, [frame.left, frame.right]);
   const y = linearScale([0, top], [frame.bottom, frame.top]);
   const clip = (bytes: number) => Math.max(y(Math.min(bytes, top)), frame.top);
@@ -62,6 +64,7 @@ export function memoryFigure({ plans, plan, contexts, top }: MemoryCurve): Marku
     el("line", { class: "budget", "data-bytes": String(budget), x1: frame.left, x2: frame.right, y1: y(budget), y2: y(budget) }),
     el("text", { class: "budget-label", x: frame.left + 6, y: y(budget) - 6 }, `budget ${formatBytes(budget)}`),
     largest >= contexts[0] && largest <= contexts[1] ? el("circle", { class: "largest", cx: x(largest), cy: y(budget), r: 4.5, fill: paint("bad"), stroke: paint("panel"), "stroke-width": 1.5 }, el("title", {}, `largest context ${largest}`)) : [],
+    measured.map(({ context, bytes }) => el("circle", { class: "measured", cx: x(context), cy: clip(bytes), r: 4, fill: paint("text"), stroke: paint("panel"), "stroke-width": 1.5 }, el("title", {}, `measured at ${context}: ${formatBytes(bytes)}`))),
     el("text", { class: "halo", ...planned, y: frame.top - 8 }, `planned: ${formatCount(plan.context)}${cut ? ", cut off above" : ""}`),
   );
 }

@@ -21,15 +21,11 @@ export interface EncodeOptions {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** ONNX Runtime's own ops. */
-const contribDomain = "com.microsoft";
-
 /** A module as an ONNX ModelProto. Weights are external data; constants are inside. */
 export function encodeOnnx(module: Module, { target, producer, placement, metadata }: EncodeOptions): Uint8Array {
   const opsets = [
     { domain: "", version: target.opset },
     { domain: customDomain, version: customDomainVersion },
-    ...(module.graph.nodes.some(({ op }) => op.startsWith(`${contribDomain}::`)) ? [{ domain: contribDomain, version: 1 }] : []),
   ];
   const graph = graphProto(module.graph);
   graph.initializer.push(
@@ -94,14 +90,9 @@ function nodeProto(node: Node): object {
     ...(node.overload === undefined ? {} : { overload: node.overload }),
     name: node.name,
     input: node.inputs.map((value) => value?.name ?? ""),
-    output: placed(node.outputs.map((value) => value.name), definition.outputPlaces),
+    output: node.outputs.map((value) => value.name),
     attribute: Object.entries(node.attributes).map(([key, value]) => attributeProto(key, value, definition.attributes[key] as AttributeType)),
   };
-}
-
-/** Outputs of an ONNX operator that the IR leaves out have no name. */
-function placed(names: readonly string[], places: readonly number[] = names.map((_, i) => i)): readonly string[] {
-  return Array.from({ length: Math.max(-1, ...places) + 1 }, (_, i) => names[places.indexOf(i)] ?? "");
 }
 
 /** AttributeProto.AttributeType */

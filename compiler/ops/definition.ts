@@ -14,8 +14,6 @@ export interface OpDefinition {
   readonly inputs: readonly [number, number];
   readonly attributes: Readonly<Record<string, AttributeType>>;
   readonly infer: (inputs: Inputs, attributes: Attributes) => readonly Inferred[];
-  /** Which of the ONNX operator's outputs the IR has; absent: its first ones. */
-  readonly outputPlaces?: readonly number[];
 }
 
 /** One of our ops, which is one node for a kernel to take. */

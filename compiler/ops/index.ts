@@ -10,6 +10,7 @@ import { moe } from "./layerweave/moe.js";
 import { packedLinear } from "./layerweave/packed-linear.js";
 import { packedMoe } from "./layerweave/packed-moe.js";
 import { quantizedLinear } from "./layerweave/quantized-linear.js";
+import { residualNorm } from "./layerweave/residual-norm.js";
 import { selectTokens } from "./layerweave/select-tokens.js";
 import { selectiveScan } from "./layerweave/selective-scan.js";
 import { standardOps } from "./standard.js";
@@ -26,6 +27,7 @@ export const customOps: Readonly<Record<string, CustomOpDefinition>> = {
   [`${customDomain}::MambaInner`]: mambaInner,
   [`${customDomain}::MoE`]: moe,
   [`${customDomain}::QuantizedLinear`]: quantizedLinear,
+  [`${customDomain}::ResidualNorm`]: residualNorm,
   [`${customDomain}::SelectTokens`]: selectTokens,
   [`${customDomain}::SelectiveScan`]: selectiveScan,
 };

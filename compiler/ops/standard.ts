@@ -220,17 +220,8 @@ export const standardOps = {
     return [{ dtype: scale.dtype, shape: x.shape }];
   }, { axis: "int" }),
   RMSNormalization: op(2, normalization, { axis: "int", epsilon: "float" }),
-  // ONNX Runtime's own, of its default domain and of com.microsoft (onnxruntime/core/graph/contrib_ops).
+  // ONNX Runtime's own, of its default domain (onnxruntime/core/graph/contrib_ops).
   SimplifiedLayerNormalization: op(2, normalization, { axis: "int", epsilon: "float" }),
-  "com.microsoft::SkipSimplifiedLayerNormalization": {
-    // x, what is added to it, scale → the normalised sum, the sum. Between those stand statistics that only training wants.
-    ...op(3, (inputs) => {
-      const [x, scale] = [inputs.at(0), inputs.at(2)];
-      inputs.expect(sameShape(inputs.at(1).shape, x.shape) && sameShape(scale.shape, [at(x.shape, -1)]), "two tensors alike, and a scale as long as their last axis");
-      return [{ dtype: x.dtype, shape: x.shape }, { dtype: x.dtype, shape: x.shape }];
-    }, { epsilon: "float" }),
-    outputPlaces: [0, 3],
-  },
   RotaryEmbedding: op(3, (inputs) => [{ dtype: inputs.at(0).dtype, shape: inputs.at(0).shape }], { num_heads: "int" }),
   Attention: op([3, 4], attention, { scale: "float" }),
   Scan: op([1, Number.POSITIVE_INFINITY], scan, { body: "graph", num_scan_inputs: "int", scan_input_axes: "ints", scan_output_axes: "ints" }),

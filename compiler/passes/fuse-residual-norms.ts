@@ -1,9 +1,6 @@
 import type { Module, Node } from "../ir/graph.js";
 
-/**
- * Each norm whose input is a residual sum becomes one op with it, which keeps the sum as its second output; the other norms are
- * ONNX Runtime's own op too, whose kernels are the same.
- */
+/** Each norm whose input is a residual sum becomes one op of ours with it, whose second output is the sum; the others ONNX Runtime's own op. */
 export function fuseResidualNorms(module: Module): Module {
   const sums = new Map(module.graph.nodes.filter(({ op }) => op === "Add").map((node) => [node.outputs[0]?.name, node]));
   const fused = new Set<Node>();
@@ -14,7 +11,7 @@ export function fuseResidualNorms(module: Module): Module {
     if (!sum || !x || !scale) return { ...node, op: "SimplifiedLayerNormalization" };
     fused.add(sum);
     return {
-      op: "com.microsoft::SkipSimplifiedLayerNormalization",
+      op: "ai.layerweave::ResidualNorm",
       name: sum.name,
       inputs: [...sum.inputs, scale],
       outputs: [...node.outputs, x],

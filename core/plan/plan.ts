@@ -241,13 +241,13 @@ const firstRegion = 2 ** 20;
 const largestRegion = 2 ** 30;
 
 /**
- * What a growing pool holds beyond `bytes`. `twice`: the arena asks for exactly what it lacks, but hands out a chunk whole that is
- * less than twice what was asked for, and never joins what it asked for at different times. How much that comes to depends on the
- * order of sizes; on a card it was 1.5 to 2.2 times the peak (docs/performance.md).
+ * What a growing pool holds beyond `bytes`. `half-again`: sessions on a card make the arena take one and a half times the peak
+ * at once. Left to itself it asks for what it lacks and never joins what it asked for at different times, 1.5 to 2.5 times the peak
+ * in the end (docs/performance.md).
  */
 function poolGrowth(bytes: number, { allocator }: Device): number {
   if (allocator.growth === "exact") return 0;
-  if (allocator.growth === "twice") return bytes;
+  if (allocator.growth === "half-again") return Math.ceil(bytes / 2);
   let pool = 0;
   for (let region = firstRegion; pool < bytes; region *= 2) {
     if (region >= largestRegion) return pool + roundUp(bytes - pool, largestRegion) - bytes;

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "attention_tile.cuh"
+#include "early_launch.cuh"
 
 namespace layerweave {
 namespace {
@@ -51,6 +52,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>) deco
   const int slot_rows = min(all_rows, kRowTile);
   const int64_t items_of_row = params.kv_heads * tiles_of_rows;
 
+  // All that is read here changes with every token.
+  let_next_kernel_start();
+  wait_for_kernels_before();
   // Tiles of the rows of the batch before `batch`, and in all.
   int64_t total = 0;
   for (int64_t base = 0; base < params.batch; base += 32) total += base + lane < params.batch ? Work(params, base + lane).tiles : 0;
@@ -274,8 +278,7 @@ cudaError_t launch(const AttentionParams& params, int multiprocessors, cudaStrea
   const cudaError_t status = cudaFuncSetAttribute(decode_kernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<kDim>);
   if (status != cudaSuccess) return status;
   const int64_t blocks = std::min(most_blocks(params), int64_t{multiprocessors} * kBlocksPerMultiprocessor<kDim>);
-  decode_kernel<T, kDim><<<static_cast<unsigned>(blocks), kThreads, kSharedBytes<kDim>, stream>>>(params);
-  return cudaGetLastError();
+  return launch_early(decode_kernel<T, kDim>, dim3(static_cast<unsigned>(blocks)), kThreads, kSharedBytes<kDim>, stream, params);
 }
 
 template <typename T>

@@ -23,6 +23,7 @@ __device__ __forceinline__ float finished(const LinearPackedParams& params, int6
 template <typename T, PackedType kType>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     stream_kernel(const __grid_constant__ LinearPackedParams params, ColumnSplit split) {
+  let_next_kernel_start();
   __shared__ PanelShared shared;
   const int64_t panel = blockIdx.x, part = blockIdx.y;
   const int first = static_cast<int>(part) * split.slice, end = min(first + split.slice, split.chunks);
@@ -30,7 +31,8 @@ __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
   float* partial = static_cast<float*>(params.workspace);
   const uint4* weights = static_cast<const uint4*>(params.weight) + panel * split.chunks * kLoadsPerChunk<kType> * 32;
   const int tokens = static_cast<int>(params.tokens);
-  block_multiply<T, kType>(weights, first, end, params.columns, tokens, [&](int n) { return x + n * params.x_row_stride; }, shared);
+  block_multiply<T, kType>(weights, first, end, split.ahead, params.columns, tokens, [&](int n) { return x + n * params.x_row_stride; }, shared,
+                           [] { wait_for_kernels_before(); });
   const auto store = [&](int64_t row, int n, float sum) {
     static_cast<T*>(params.y)[n * params.y_row_stride + row] = from_float<T>(finished<T, kType>(params, row, sum));
   };
@@ -180,9 +182,10 @@ cudaError_t launch_stream(const LinearPackedParams& params, cudaStream_t stream)
     slice.tokens = std::min(kSliceTokens, params.tokens - first);
     slice.x = static_cast<const T*>(params.x) + first * params.x_row_stride;
     slice.y = static_cast<T*>(params.y) + first * params.y_row_stride;
-    stream_kernel<T, kType><<<grid, kPanelThreads, 0, stream>>>(slice, split);
+    const cudaError_t status = launch_early(stream_kernel<T, kType>, grid, kPanelThreads, 0, stream, slice, split);
+    if (status != cudaSuccess) return status;
   }
-  return cudaGetLastError();
+  return cudaSuccess;
 }
 
 template <typename T, PackedType kType>

@@ -84,6 +84,10 @@ struct ConvWeights {
   }
 };
 
+/// Past the L1, for step_kernel, which reads before it waits.
+template <typename T>
+__device__ __forceinline__ uint4 load_unit(const T* from) { return __ldcg(reinterpret_cast<const uint4*>(from)); }
+
 /// The last inputs of 8 neighbouring channels of one sequence, and the newest.
 template <typename T, int kKernel>
 struct ConvWindow {
@@ -91,10 +95,10 @@ struct ConvWindow {
   Vec8<T> past[kPast], input;
 
   __device__ __forceinline__ void load(const MambaInnerParams& params, int64_t sequence, int64_t channel) {
-    input.unit[0] = *reinterpret_cast<const uint4*>(static_cast<const T*>(params.xz) + sequence * 2 * params.channels + channel);
-    const uint4* state = reinterpret_cast<const uint4*>(static_cast<const T*>(params.conv_state_in) + (sequence * params.channels + channel) * kPast);
+    input.unit[0] = load_unit(static_cast<const T*>(params.xz) + sequence * 2 * params.channels + channel);
+    const T* state = static_cast<const T*>(params.conv_state_in) + (sequence * params.channels + channel) * kPast;
 #pragma unroll
-    for (int k = 0; k < kPast; ++k) past[k].unit[0] = state[k];
+    for (int k = 0; k < kPast; ++k) past[k].unit[0] = load_unit(state + 8 * k);
   }
   /// silu of the convolution, in the activations' type as causal_conv leaves it.
   __device__ __forceinline__ Vec8<T> convolve(const ConvWeights<T, kKernel>& weights) const {
@@ -136,21 +140,12 @@ struct ConvWindow {
   }
 };
 
-__device__ __forceinline__ void prefetch(const void* from, int64_t bytes, int64_t thread, int64_t threads) {
-  for (int64_t line = thread; line < (bytes + 127) / 128; line += threads)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + line * 128));
-}
-
 /// Block (panel, part): 32 rows of x_proj times the convolution of a slice of the
 /// channels, which every panel's block works out for itself rather than wait for
 /// a launch of its own. The last block of a panel sums the parts.
 template <typename T, PackedType kType, int kKernel>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     project_kernel(const __grid_constant__ MambaInnerParams params, DecodePlan plan, float* projected, float* partial) {
-  // The next kernel's blocks may come while this one's are at work.
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
   __shared__ PanelShared shared;
   __shared__ alignas(16) T u[kMostSequences][kSliceColumns + kRowPadding];
   const int panel = blockIdx.x, part = blockIdx.y, sequences = static_cast<int>(params.batch);
@@ -161,6 +156,10 @@ __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
       static_cast<const uint4*>(params.x_proj) + (int64_t{panel} * plan.chunks + part * kSliceChunks) * kLoadsPerChunk<kType> * 32;
   // On their way to the L2 while the convolution is worked out.
   prefetch(weights, int64_t{chunks} * kLoadsPerChunk<kType> * 512, threadIdx.x, kPanelThreads);
+  if constexpr (kEarlyLaunch)
+    prefetch(static_cast<const T*>(params.conv_weight) + first_channel * kKernel, int64_t{channels} * kKernel * 2, threadIdx.x, kPanelThreads);
+  wait_for_kernels_before();
+  let_next_kernel_start();  // not earlier: step_kernel reads xz and states before it waits
   constexpr int kGroups = kSliceColumns / 8, kRound = kPanelThreads / kGroups, kInFlight = 2;
   const int group = threadIdx.x % kGroups * 8;
   if (group < channels) {
@@ -180,7 +179,7 @@ __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
   prefetch(params.a_log, params.channels * params.states * 4, thread, threads);
   prefetch(params.ssm_state_in, params.batch * params.channels * params.states * 4, thread, threads);
   __syncthreads();
-  block_multiply<T, kType>(weights, 0, chunks, channels, sequences, [&](int n) { return u[n]; }, shared);
+  block_multiply<T, kType>(weights, 0, chunks, 0, channels, sequences, [&](int n) { return u[n]; }, shared, [] {});
   const auto store = [&](int row, int n, float sum) {
     if (row >= plan.projected) return;
     if constexpr (kType == PackedType::kInt8) sum *= params.x_proj_scale[row];
@@ -251,7 +250,7 @@ __device__ __forceinline__ void convolve_panel(const MambaInnerParams& params, i
     ConvWindow<T, kKernel> window;
     window.load(params, n, channel);
     Vec8<T> packed;
-    packed.unit[0] = *reinterpret_cast<const uint4*>(static_cast<const T*>(params.xz) + (n * 2 + 1) * params.channels + channel);
+    packed.unit[0] = load_unit(static_cast<const T*>(params.xz) + (n * 2 + 1) * params.channels + channel);
     float u[8], gate[8];
     packed.unpack(gate);
     window.convolve(ConvWeights<T, kKernel>(params, channel)).unpack(u);
@@ -275,6 +274,7 @@ __device__ __forceinline__ void advance_panel(const MambaInnerParams& params, in
 template <typename T, PackedType kType, int kLanes>
 __global__ void __launch_bounds__(kPanelThreads, kStepBlocksPerProcessor)
     step_kernel(const __grid_constant__ MambaInnerParams params, DecodePlan plan, const float* projected) {
+  let_next_kernel_start();
   extern __shared__ uint4 dynamic_shared[];
   __shared__ PanelShared shared;
   __shared__ Step steps[kMostSequences][kPanelRows];
@@ -296,11 +296,11 @@ __global__ void __launch_bounds__(kPanelThreads, kStepBlocksPerProcessor)
   const int own_row = static_cast<int>(threadIdx.x) / kLanes % kPassChannels, own_sequence = static_cast<int>(threadIdx.x) / (kLanes * kPassChannels);
   const auto load4 = [&](const float* from, bool inside, float(&to)[4]) {
     if (whole && inside) {
-      const float4 v = *reinterpret_cast<const float4*>(from);
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
       to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
     } else {
 #pragma unroll
-      for (int s = 0; s < 4; ++s) to[s] = inside && first_state + s < states ? from[s] : 0.f;
+      for (int s = 0; s < 4; ++s) to[s] = inside && first_state + s < states ? __ldcg(from + s) : 0.f;
     }
   };
   const auto offset = [&](int n, int64_t channel) { return (n * params.channels + channel) * states + first_state; };
@@ -328,9 +328,7 @@ __global__ void __launch_bounds__(kPanelThreads, kStepBlocksPerProcessor)
     convolve_panel<T, 3>(params, first_channel, steps);
   else
     convolve_panel<T, 4>(params, first_channel, steps);
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  wait_for_kernels_before();
   for (int i = threadIdx.x; i < sequences * (plan.stride / 4); i += kPanelThreads) {
     const int n = i / (plan.stride / 4), column = i % (plan.stride / 4) * 4;
     copy_async_16(rows + n * plan.shared_stride + column, projected + n * plan.stride + column);
@@ -353,7 +351,7 @@ __global__ void __launch_bounds__(kPanelThreads, kStepBlocksPerProcessor)
   normalise(width, has ? states : 0, static_cast<const T*>(params.c_norm), params.c_eps, [&](int i) { return c_row[i]; },
             [&](int i, float value) { c_row[i] = value; });
   __syncthreads();
-  block_multiply<T, kType>(weights, 0, chunks, plan.dt_columns, sequences, [&](int n) { return dt + n * dt_stride; }, shared);
+  block_multiply<T, kType>(weights, 0, chunks, 0, plan.dt_columns, sequences, [&](int n) { return dt + n * dt_stride; }, shared, [] {});
   for (int i = threadIdx.x; i < sequences * kPanelRows; i += kPanelThreads) {
     const int n = i / kPanelRows, r = i % kPanelRows;
     const int64_t channel = first_channel + r;
@@ -420,29 +418,16 @@ cudaError_t decode(const MambaInnerParams& params, cudaStream_t stream) {
   float* const projected = static_cast<float*>(params.workspace);
   float* const partial = reinterpret_cast<float*>(static_cast<char*>(params.workspace) + plan.projected_bytes);
   const dim3 grid(static_cast<unsigned>(packed_panels(plan.projected)), static_cast<unsigned>(plan.parts));
-  if (params.kernel == 2)
-    project_kernel<T, kType, 2><<<grid, kPanelThreads, 0, stream>>>(params, plan, projected, partial);
-  else if (params.kernel == 3)
-    project_kernel<T, kType, 3><<<grid, kPanelThreads, 0, stream>>>(params, plan, projected, partial);
-  else
-    project_kernel<T, kType, 4><<<grid, kPanelThreads, 0, stream>>>(params, plan, projected, partial);
-  cudaError_t status = cudaGetLastError();
-  int device = 0, major = 0;
-  if (status == cudaSuccess) status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  const auto project = [&](auto kernel) {
+    return launch_early(project_kernel<T, kType, decltype(kernel)::value>, grid, kPanelThreads, 0, stream, params, plan, projected, partial);
+  };
+  const cudaError_t status = params.kernel == 2   ? project(std::integral_constant<int, 2>{})
+                             : params.kernel == 3 ? project(std::integral_constant<int, 3>{})
+                                                  : project(std::integral_constant<int, 4>{});
   if (status != cudaSuccess) return status;
   const auto step = [&](auto lanes) {
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(packed_panels(params.channels)));
-    config.blockDim = dim3(kPanelThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = major >= 9 ? 1 : 0;
-    return cudaLaunchKernelEx(&config, step_kernel<T, kType, decltype(lanes)::value>, params, plan, static_cast<const float*>(projected));
+    return launch_early(step_kernel<T, kType, decltype(lanes)::value>, dim3(static_cast<unsigned>(packed_panels(params.channels))), kPanelThreads,
+                        plan.shared_bytes, stream, params, plan, projected);
   };
   if (params.states <= 8) return step(std::integral_constant<int, 2>{});
   if (params.states <= 16) return step(std::integral_constant<int, 4>{});

@@ -5,7 +5,7 @@ namespace layerweave {
 namespace {
 
 struct Plan {
-  int hidden_chunks;   // of gate_up, whose columns are not split: silu needs whole sums
+  ColumnSplit whole;   // of gate_up, whose columns are not split: silu needs whole sums
   ColumnSplit split;   // of down
   int64_t choices;     // M * K
   int64_t hidden_bytes;
@@ -13,7 +13,10 @@ struct Plan {
 
 Plan make_plan(const MoeParams& p) {
   const int64_t choices = p.tokens * p.top_k;
-  return {static_cast<int>(packed_chunks(p.d_model)), split_columns(packed_panels(p.d_model), p.d_ff, p.weights), choices,
+  const int chunks = static_cast<int>(packed_chunks(p.d_model));
+  // Routed experts are known too late to ask for their weights.
+  const int ahead = p.routing.offsets == nullptr ? chunks_ahead(p.weights) : 0;
+  return {{chunks, chunks, 1, ahead}, split_columns(packed_panels(p.d_model), p.d_ff, p.weights), choices,
           choices * p.d_ff * 2};
 }
 
@@ -23,6 +26,7 @@ struct ActiveExpert {
   int begin, count;  // its grouped positions
 };
 
+/// Read past the L1: down_kernel asks before it waits.
 __device__ __forceinline__ ActiveExpert active_expert(const MoeParams& params, int slot) {
   const int32_t* const offsets = params.routing.offsets;
   if (offsets == nullptr) return {0, 1, 0, static_cast<int>(params.tokens)};
@@ -32,13 +36,13 @@ __device__ __forceinline__ ActiveExpert active_expert(const MoeParams& params, i
 #pragma unroll
   for (int group = 0; group < kMoeMaxExperts / 32; ++group) {
     const int e = group * 32 + lane;
-    used |= uint64_t{__ballot_sync(~0u, e < experts && offsets[e + 1] > offsets[e])} << (32 * group);
+    used |= uint64_t{__ballot_sync(~0u, e < experts && __ldcg(offsets + e + 1) > __ldcg(offsets + e))} << (32 * group);
   }
   const int active = __popcll(used);
   if (slot >= active) return {-1, active, 0, 0};
   for (int i = 0; i < slot; ++i) used &= used - 1;
-  const int expert = __ffsll(static_cast<long long>(used)) - 1, begin = offsets[expert];
-  return {expert, active, begin, offsets[expert + 1] - begin};
+  const int expert = __ffsll(static_cast<long long>(used)) - 1, begin = __ldcg(offsets + expert);
+  return {expert, active, begin, __ldcg(offsets + expert + 1) - begin};
 }
 
 /// Block (panel, slot): 16 features of the slot's expert.
@@ -46,14 +50,19 @@ template <typename T, PackedType kType>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     gate_up_kernel(const __grid_constant__ MoeParams params, Plan plan) {
   __shared__ PanelShared shared;
+  // Without routing the weights are known at once. With it down_kernel, which reads
+  // it before it waits, may start only when it is there.
+  if (params.routing.offsets != nullptr) wait_for_kernels_before();
+  let_next_kernel_start();
   const ActiveExpert group = active_expert(params, blockIdx.y);
   if (group.expert < 0) return;
   const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
-  const uint4* weights = static_cast<const uint4*>(params.gate_up) + panel * plan.hidden_chunks * kLoadsPerChunk<kType> * 32;
+  const uint4* weights = static_cast<const uint4*>(params.gate_up) + panel * plan.whole.chunks * kLoadsPerChunk<kType> * 32;
   const T* x = static_cast<const T*>(params.x);
   block_multiply<T, kType>(
-      weights, 0, plan.hidden_chunks, params.d_model, group.count,
-      [&](int n) { return x + choice_at(params.routing, group.begin + n) / params.top_k * params.d_model; }, shared);
+      weights, 0, plan.whole.chunks, plan.whole.ahead, params.d_model, group.count,
+      [&](int n) { return x + choice_at(params.routing, group.begin + n) / params.top_k * params.d_model; }, shared,
+      [] { wait_for_kernels_before(); });
   T* hidden = static_cast<T*>(params.workspace);
   for (int i = threadIdx.x; i < group.count * 16; i += kPanelThreads) {
     const int n = i / 16, r = i % 16;
@@ -74,16 +83,21 @@ template <typename T, PackedType kType>
 __global__ void __launch_bounds__(kPanelThreads, kPanelBlocksPerProcessor)
     down_kernel(const __grid_constant__ MoeParams params, Plan plan) {
   __shared__ PanelShared shared;
+  let_next_kernel_start();
   const ActiveExpert group = active_expert(params, blockIdx.z);
-  if (group.expert < 0) return;
+  if (group.expert < 0) {
+    wait_for_kernels_before();
+    return;
+  }
   const int64_t panel = group.expert * int64_t{gridDim.x} + blockIdx.x;
   const int64_t part = blockIdx.y, first_row = int64_t{blockIdx.x} * kPanelRows;
   const int first = static_cast<int>(part) * plan.split.slice, end = min(first + plan.split.slice, plan.split.chunks);
   const uint4* weights = static_cast<const uint4*>(params.down) + panel * plan.split.chunks * kLoadsPerChunk<kType> * 32;
   const T* hidden = static_cast<const T*>(params.workspace);
   float* partial = reinterpret_cast<float*>(static_cast<char*>(params.workspace) + plan.hidden_bytes);
-  block_multiply<T, kType>(weights, first, end, params.d_ff, group.count,
-                           [&](int n) { return hidden + (group.begin + n) * params.d_ff; }, shared);
+  block_multiply<T, kType>(weights, first, end, plan.split.ahead, params.d_ff, group.count,
+                           [&](int n) { return hidden + (group.begin + n) * params.d_ff; }, shared,
+                           [] { wait_for_kernels_before(); });
   for (int i = threadIdx.x; i < group.count * kPanelRows; i += kPanelThreads) {
     const int n = i / kPanelRows, r = i % kPanelRows;
     if (first_row + r >= params.d_model) continue;
@@ -111,13 +125,10 @@ cudaError_t launch(const MoeParams& params, cudaStream_t stream) {
   const Plan plan = make_plan(params);
   const unsigned slots = static_cast<unsigned>(std::min(params.experts, plan.choices));
   const unsigned pair_panels = static_cast<unsigned>(packed_panels(packed_pair_rows(params.d_ff)));
-  gate_up_kernel<T, kType><<<dim3(pair_panels, slots), kPanelThreads, 0, stream>>>(params, plan);
-  const cudaError_t status = cudaGetLastError();
+  const cudaError_t status = launch_early(gate_up_kernel<T, kType>, dim3(pair_panels, slots), kPanelThreads, 0, stream, params, plan);
   if (status != cudaSuccess) return status;
   const unsigned panels = static_cast<unsigned>(packed_panels(params.d_model));
-  down_kernel<T, kType>
-      <<<dim3(panels, static_cast<unsigned>(plan.split.count), slots), kPanelThreads, 0, stream>>>(params, plan);
-  return cudaGetLastError();
+  return launch_early(down_kernel<T, kType>, dim3(panels, static_cast<unsigned>(plan.split.count), slots), kPanelThreads, 0, stream, params, plan);
 }
 
 }  // namespace

@@ -80,11 +80,14 @@ __device__ void choose(const MoeRouteParams& params, const float* logits, int64_
 /// Block (expert, token) makes one logit; the last one chooses and groups.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ MoeRouteParams params) {
+  let_next_kernel_start();
   __shared__ float warp_sums[kWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t expert = blockIdx.x, token = blockIdx.y;
   const T* x = static_cast<const T*>(params.x) + token * params.d_model;
   const float* router = params.router + expert * params.d_model;
+  if constexpr (kEarlyLaunch) prefetch(router, params.d_model * 4, threadIdx.x, kThreads);
+  wait_for_kernels_before();
   float sum = 0;
 #pragma unroll 2
   for (int64_t d = threadIdx.x * 8; d < params.d_model; d += kThreads * 8) {
@@ -192,8 +195,7 @@ template <typename T>
 cudaError_t launch(const MoeRouteParams& params, cudaStream_t stream) {
   if (params.tokens <= kMoeMaxDecodeTokens) {
     const dim3 grid(static_cast<unsigned>(params.experts), static_cast<unsigned>(params.tokens));
-    decode_kernel<T><<<grid, kThreads, 0, stream>>>(params);
-    return cudaGetLastError();
+    return launch_early(decode_kernel<T>, grid, kThreads, 0, stream, params);
   }
   prefill_kernel<T><<<static_cast<unsigned>((params.tokens + kTokenTile - 1) / kTokenTile), kThreads, 0, stream>>>(params);
   const cudaError_t status = cudaGetLastError();

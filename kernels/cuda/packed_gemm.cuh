@@ -180,29 +180,30 @@ __device__ __forceinline__ void multiply_tile(const uint4* panel, int chunks, in
       to[i][0] = v.x, to[i][1] = v.y, to[i][2] = v.z, to[i][3] = v.w;
     }
   };
+  // int8 codes become operands in two buffers, one being made while the products
+  // read the other. 16-bit weights are operands where they were loaded.
+  constexpr bool kWidens = kType == PackedType::kInt8;
   unsigned a[2][2][2][4];  // [buffer][half][step]
   const auto take_operands = [&](const unsigned(&from)[kLoads][4], unsigned(&to)[2][2][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if constexpr (kType == PackedType::kInt8) {
-        widen(from[half][0], to[half][0][0], to[half][0][2], T{});
-        widen(from[half][2], to[half][0][1], to[half][0][3], T{});
-        widen(from[half][1], to[half][1][0], to[half][1][2], T{});
-        widen(from[half][3], to[half][1][1], to[half][1][3], T{});
-      } else {
-        // Moved, not used where they were loaded: a load may not end between two
-        // products in flight.
-#pragma unroll
-        for (int step = 0; step < 2; ++step)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) asm volatile("mov.b32 %0, %1;" : "=r"(to[half][step][i]) : "r"(from[2 * half + step][i]));
-      }
+      widen(from[half][0], to[half][0][0], to[half][0][2], T{});
+      widen(from[half][2], to[half][0][1], to[half][0][3], T{});
+      widen(from[half][1], to[half][1][0], to[half][1][2], T{});
+      widen(from[half][3], to[half][1][1], to[half][1][3], T{});
     }
+  };
+  // What products read stays the compiler's value until they have been waited for.
+  const auto hold = [](unsigned(&operand)[4]) {
+#pragma unroll
+    for (unsigned& i : operand) asm volatile("" : "+r"(i)::"memory");
   };
 #pragma unroll
   for (int c = 0; c < kRing; ++c) load(c, ring[c]);
-  take_operands(ring[0], a[0]);
-  load(kRing, ring[0]);
+  if constexpr (kWidens) {
+    take_operands(ring[0], a[0]);
+    load(kRing, ring[0]);
+  }
   // K-major, rows of 128 bytes in groups of 8 that lie 1024 bytes apart, 128-byte swizzle.
   const uint64_t descriptor = (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | (shared_address(stages.data) >> 4);
 #pragma unroll
@@ -221,20 +222,24 @@ __device__ __forceinline__ void multiply_tile(const uint4* panel, int chunks, in
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const uint64_t b = descriptor + ((stage % kStages * kStageBytes + q % 2 * 64 + step * 32) >> 4);
-          wgmma(sums[half], a[q % 2][half][step], b, T{});
+          if constexpr (kWidens)
+            wgmma(sums[half], a[q % 2][half][step], b, T{});
+          else
+            wgmma(sums[half], ring[q][2 * half + step], b, T{});
         }
       wgmma_commit();
-      // The chunk before is done: its operands and its stage are free. With 16-bit
-      // weights, which aren't computed but only moved between their loads and the
-      // products, this chunk is waited for as well: with one in flight, test runs on
-      // an H100 now and then met a wrong sum (kernels/test/repeat_test.cu).
-      wgmma_wait<kType == PackedType::kInt8 ? 1 : 0>();
+      // int8: the chunk before is done, its operands and its stage are free. 16 bits:
+      // this chunk is, as its operands are loaded anew. With one in flight and copied
+      // operands registers spilled, and test runs on an H100 now and then met a wrong
+      // sum (kernels/test/repeat_test.cu).
+      wgmma_wait<kWidens ? 1 : 0>();
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int step = 0; step < 2; ++step)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[(q + 1) % 2][half][step][i])::"memory");
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kWidens)
+          hold(a[(q + 1) % 2][i / 2][i % 2]);
+        else
+          hold(ring[q][i]);
+      }
       if (q % 2 == 0 && stage >= 1) {
         if (lane == 0) barrier_arrive(&stages.empty[(stage - 1) % kStages]);
         // Refilled one stage late, when the other warpgroup is likely past it.
@@ -245,11 +250,20 @@ __device__ __forceinline__ void multiply_tile(const uint4* panel, int chunks, in
         }
         __syncwarp();
       }
-      take_operands(ring[(q + 1) % kRing], a[(q + 1) % 2]);
-      load(first + q + 1 + kRing, ring[(q + 1) % kRing]);
+      if constexpr (kWidens) {
+        take_operands(ring[(q + 1) % kRing], a[(q + 1) % 2]);
+        load(first + q + 1 + kRing, ring[(q + 1) % kRing]);
+      } else {
+        load(first + q + kRing, ring[q]);
+      }
     }
   }
   wgmma_wait<0>();
+  // The sums are the compiler's values since the last product was begun, and ready from here.
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) asm volatile("" : "+f"(sums[half][i])::"memory");
 }
 
 /// The scales of a lane's rows, [half][upper, lower]; 1 of 16-bit weights.

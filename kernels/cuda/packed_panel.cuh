@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "device_math.cuh"
+#include "early_launch.cuh"
 #include "packed_weights.h"
 
 namespace layerweave {
@@ -26,10 +27,20 @@ inline constexpr int kLoadsPerChunk = kType == PackedType::kInt8 ? 2 : 4;
 template <PackedType kType>
 inline constexpr int kChunksPerBatch = kLoadsInFlight / kLoadsPerChunk<kType>;
 
-/// How the chunks of a matrix are shared among blocks.
+/// How the chunks of a matrix are shared among blocks, and how many of its own a
+/// block asks for into the L2 before it waits, behind those its registers wait for.
 struct ColumnSplit {
-  int chunks, slice, count;
+  int chunks, slice, count, ahead;
 };
+
+// As many as the registers wait for: a card's first blocks, 528 on an H100, then
+// have 17 MB of weights on the way when the kernel before ends. Twice as many slow
+// that kernel down by more than they gain (docs/performance.md).
+inline constexpr int64_t kPrefetchBytes = 16 << 10;
+
+constexpr int chunks_ahead(PackedType type) {
+  return static_cast<int>(kPrefetchBytes / (kPanelRows * kChunkColumns * (type == PackedType::kInt8 ? 1 : 2)));
+}
 
 inline ColumnSplit split_columns(int64_t panels, int64_t columns, PackedType type) {
   const int64_t step =
@@ -37,7 +48,7 @@ inline ColumnSplit split_columns(int64_t panels, int64_t columns, PackedType typ
   const int64_t chunks = packed_chunks(columns);
   const int64_t wanted = std::max<int64_t>(1, std::min((kWantedBlocks + panels - 1) / panels, (chunks + step - 1) / step));
   const int64_t slice = ((chunks + wanted - 1) / wanted + step - 1) / step * step;
-  return {static_cast<int>(chunks), static_cast<int>(slice), static_cast<int>((chunks + slice - 1) / slice)};
+  return {static_cast<int>(chunks), static_cast<int>(slice), static_cast<int>((chunks + slice - 1) / slice), chunks_ahead(type)};
 }
 
 /// Past the L1, which the activations need; weights are read once.
@@ -93,10 +104,12 @@ struct PanelSums {
 };
 
 /// Adds columns [first, end) chunks of a panel times the tokens' rows. `rows[j]`
-/// is this lane's token lane / 4 of tile j, null if there is none.
-template <typename T, PackedType kType, int kTiles>
-__device__ __forceinline__ void multiply_panel(const uint4* panel, int first, int end, int64_t columns,
-                                               const T* const (&rows)[kTiles], PanelSums<kTiles>& sums) {
+/// is this lane's token lane / 4 of tile j, null if there is none. The rows are
+/// read behind ready(); before it the first weights are, and `ahead` chunks of the
+/// next ones asked for.
+template <typename T, PackedType kType, int kTiles, typename Ready>
+__device__ __forceinline__ void multiply_panel(const uint4* panel, int first, int end, int ahead, int64_t columns,
+                                               const T* const (&rows)[kTiles], PanelSums<kTiles>& sums, Ready ready) {
   constexpr int kLoads = kLoadsPerChunk<kType>, kChunks = kChunksPerBatch<kType>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto load = [&](uint4 (&to)[kChunks][kLoads], int chunk) {
@@ -109,6 +122,11 @@ __device__ __forceinline__ void multiply_panel(const uint4* panel, int first, in
   uint4 now[kChunks][kLoads], next[kChunks][kLoads];
   int chunk = first + warp * kChunks;
   load(now, chunk);
+  if constexpr (kEarlyLaunch) {
+    const int second = first + kPanelWarps * kChunks, count = min(ahead, end - second);
+    if (threadIdx.x == 0 && count > 0) prefetch_bulk(panel + int64_t{second} * kLoads * 32, static_cast<unsigned>(count * kLoads * 512));
+  }
+  ready();
   for (; chunk < end; chunk += kPanelWarps * kChunks) {
     load(next, chunk + kPanelWarps * kChunks);
     uint4 x[kChunks][kTiles];
@@ -175,13 +193,14 @@ struct PanelShared {
   }
 };
 
-/// Multiplies a panel by `count` tokens, token n being row(n), into `shared`.
-template <typename T, PackedType kType, typename Row>
-__device__ __forceinline__ void block_multiply(const uint4* panel, int first, int end, int64_t columns, int count, Row row,
-                                               PanelShared& shared) {
+/// Multiplies a panel by `count` tokens, token n being row(n), into `shared`. Each
+/// thread calls ready() before it reads what row(n) points to.
+template <typename T, PackedType kType, typename Row, typename Ready>
+__device__ __forceinline__ void block_multiply(const uint4* panel, int first, int end, int ahead, int64_t columns, int count, Row row,
+                                               PanelShared& shared, Ready ready) {
   const int token = threadIdx.x % 32 / 4;
   const auto run = [&](auto& sums, const auto& rows) {
-    multiply_panel<T, kType>(panel, first, end, columns, rows, sums);
+    multiply_panel<T, kType>(panel, first, end, ahead, columns, rows, sums, ready);
     shared.put(sums);
   };
   if (count <= kTileTokens) {

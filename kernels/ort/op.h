@@ -48,6 +48,7 @@ class Shape {
   int64_t operator[](size_t axis) const { return extents_[axis]; }
   const int64_t* data() const { return extents_.data(); }
   bool operator==(const Shape& other) const;
+  bool operator!=(const Shape& other) const { return !(*this == other); }
 
  private:
   static constexpr size_t kMostAxes = 4;

@@ -330,6 +330,27 @@ Case select_tokens(DType dtype, std::mt19937_64& random) {
   return made;
 }
 
+Case residual_norm(DType dtype, int64_t tokens, std::mt19937_64& random) {
+  constexpr int64_t kModel = 40;
+  Case made;
+  made.model = {"ResidualNorm", std::string("/") + name_of(dtype) + "/" + std::to_string(tokens), {{"epsilon", 1e-6f}}, {}, {}, {}, {}, {}};
+  Maker make(made, dtype, random);
+  const auto x = make.input("x", {tokens, kModel}), residual = make.input("residual", {tokens, kModel});
+  const auto scale = make.constant("scale", {kModel}, 1, 0.2f);
+  std::vector<double> y, sum;
+  for (int64_t m = 0; m < tokens; ++m) {
+    double squares = 0;
+    for (int64_t d = 0; d < kModel; ++d) {
+      sum.push_back(static_cast<double>(x[m * kModel + d]) + residual[m * kModel + d]);
+      squares += sum.back() * sum.back();
+    }
+    for (int64_t d = 0; d < kModel; ++d) y.push_back(sum[m * kModel + d] / std::sqrt(squares / kModel + 1e-6) * scale[d]);
+  }
+  make.output("y", {tokens, kModel}, y);
+  make.output("sum", {tokens, kModel}, sum);
+  return made;
+}
+
 std::vector<Case> cases() {
   std::mt19937_64 random(11);
   std::vector<Case> all;
@@ -350,6 +371,7 @@ std::vector<Case> cases() {
         all.push_back(packed_mamba_inner(dtype, tokens, false, type, random));
       }
     }
+    for (const int64_t tokens : {1, 20}) all.push_back(residual_norm(dtype, tokens, random));
     all.push_back(select_tokens(dtype, random));
   }
   return all;

@@ -2,11 +2,11 @@
 # Runs every test of the CUDA kernels, and of the ops in ONNX Runtime where its folder is given, without Node.
 #   run-all.sh BUILD [folder of libonnxruntime.so.1 and its CUDA provider]
 # With SANITIZE="memcheck racecheck" each test then runs under these tools of compute-sanitizer, on its smaller shapes.
-# ONLY="moe_test sample_test" leaves it at these. Ends with 1 if anything failed, with 77 if nothing could run.
+# SANITIZE_ONLY=1 leaves out the plain runs, ONLY="moe_test sample_test" all but these. Ends with 1 if anything failed, with 77 if nothing could run.
 set -u
 build=${1:?usage: run-all.sh BUILD [ORT_DIR]}
 ort=${2:-}
-tests=${ONLY:-attention_test causal_conv_test linear_packed_test mamba_inner_test moe_test repeat_test sample_test select_tokens_test selective_scan_test}
+tests=${ONLY:-attention_test causal_conv_test linear_packed_test mamba_inner_test moe_test repeat_test residual_norm_test sample_test select_tokens_test selective_scan_test}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0 ran=0
@@ -24,7 +24,7 @@ check() {
   [[ $result != FAILED* ]] || head -n 40 "$log"
 }
 
-for test in $tests; do check "$test" "$build/$test"; done
+[[ -n ${SANITIZE_ONLY:-} ]] || for test in $tests; do check "$test" "$build/$test"; done
 [[ -z $ort ]] || check ort_cuda_ops_test "$build/ort_cuda_ops_test" "$ort" "$build/liblayerweave_ops_cuda.so"
 for tool in ${SANITIZE:-}; do
   for test in $tests; do check "$test, $tool" compute-sanitizer --tool "$tool" --error-exitcode 99 "$build/$test" --quick; done

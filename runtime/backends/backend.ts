@@ -11,6 +11,8 @@ export interface OpenRequest {
   readonly cudaGraphs: boolean;
   /** Leaves weights that kernels could read from a copy in their mapped files; for the native backend on the CPU only. */
   readonly mappedWeights: boolean;
+  /** Planned for activations and workspace; on a card taken at once. */
+  readonly arenaBytes: number;
   /** Told of the bytes of weights loaded so far and of those in all, by a backend that loads them itself. */
   readonly onProgress?: ((loaded: number, total: number) => void) | undefined;
 }
@@ -36,6 +38,33 @@ export interface DeviceSampling {
    * @returns [B] tokens, as the host would choose them: -1 where it would find the logits not finite, anything for other rows.
    */
   forward(request: ForwardRequest, sampler: SamplerId, chosen: readonly boolean[]): Promise<readonly number[]>;
+  /**
+   * Steps as `forward` of one token a row, each fed what the one before chose, without coming back in between. A row takes part
+   * until it has been given its limit of tokens, a stop token, or -1.
+   * @param onTokens is called after each step with its tokens [B], undefined for rows that took no part; what a step chose is
+   *   fed by the next one only
+   */
+  decode(request: DecodeRequest, sampler: SamplerId, onTokens: (tokens: readonly (number | undefined)[]) => void): Decoding;
+}
+
+/** Steps of one token a row, one after another. */
+export interface DecodeRequest {
+  readonly state: StateId;
+  /** [B] tokens to begin with. */
+  readonly inputIds: readonly number[];
+  /** [B] tokens already in the state of each row. */
+  readonly pastLengths: readonly number[];
+  /** [B] most tokens that each row is given; 0: it takes no part. */
+  readonly limits: readonly number[];
+  readonly stopTokenIds: readonly number[];
+}
+
+/** Steps under way. */
+export interface Decoding {
+  /** Settles when no more steps follow, and all tokens were told of. When it rejects, the step that failed counts as not made. */
+  readonly done: Promise<void>;
+  /** Begins no more steps; the one under way is finished. */
+  stop(): void;
 }
 
 /** One run of the graph over a batch of B rows, each padded on the right to T tokens. */
@@ -49,8 +78,6 @@ export interface ForwardRequest {
   readonly lengths: readonly number[];
   /** [B, L] row-major positions (0 … T-1) whose logits are wanted; empty for none. */
   readonly logitIndices: BigInt64Array;
-  /** [B, L, V] memory that a backend may return the logits in; nobody else uses it meanwhile. New memory costs a system call or a fault a page. */
-  readonly into?: Float32Array | undefined;
 }
 
 /** The content of one state slot, copied out of the session. */
@@ -122,9 +149,12 @@ export interface BackendSession {
   /**
    * Runs the graph and replaces the state with what it returns; buffers that are too small for
    * `max(pastLengths) + T` positions grow first. When it rejects, the state counts as unchanged.
-   * @returns logits [B, L, V], row-major.
+   * @param into from `lendLogits`, with room for the logits
+   * @returns logits [B, L, V], row-major; in `into` if that was given.
    */
-  forward(request: ForwardRequest): Promise<Float32Array>;
+  forward(request: ForwardRequest, into?: Float32Array): Promise<Float32Array>;
+  /** Memory for so many logits that runs can be given again and again. Absent where that would save nothing. */
+  readonly lendLogits?: ((count: number) => Promise<Float32Array>) | undefined;
   /** Absent where tokens are chosen on the host. */
   readonly sampling?: DeviceSampling | undefined;
   /**
@@ -132,8 +162,13 @@ export interface BackendSession {
    * grows, `positions` are wanted, and those behind may be left out.
    */
   readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
-  /** Fills slot `slot`: numbers of its shape, or of fewer positions than the state has room for. */
-  writeState(state: StateId, slot: number, content: SlotContent): Promise<void>;
+  /**
+   * Copies out `count` bytes of slot `slot` as it is stored, from byte `from` on: of a slot that grows the positions of the
+   * longest row, zeros behind the `lengths` of each.
+   */
+  readBytes(state: StateId, slot: number, lengths: readonly number[], from: number, count: number): Promise<Uint8Array>;
+  /** Fills a part of what `readBytes` reads, in a state that is no copy of another. */
+  writeBytes(state: StateId, slot: number, lengths: readonly number[], from: number, bytes: Uint8Array): Promise<void>;
   /** Makes row `toRow` of one state a copy of row `fromRow` of another, which holds `tokens` tokens; makes room where needed. */
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   /** What the session holds; null where the backend can't tell. */

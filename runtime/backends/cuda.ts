@@ -77,7 +77,7 @@ function cudaBackend(native: NativeRuntime, { ordinal }: Card): Backend {
   return {
     name: "cuda",
     open(request: OpenRequest) {
-      return openSession(native, native.cudaKernels, request, { ordinal, graphs: request.cudaGraphs, weights: weightsInOrder(request.folder, request.manifest) });
+      return openSession(native, native.cudaKernels, request, { ordinal, graphs: request.cudaGraphs, arenaBytes: request.arenaBytes, weights: weightsInOrder(request.folder, request.manifest) });
     },
   };
 }

@@ -2,7 +2,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import type { Dtype } from "../../core/dtype.js";
-import type { Card, DeviceRates, DeviceSamplingOptions, SamplerId, SessionMemory, SlotContent, StateId, StepTimes } from "./backend.js";
+import type { Card, Decoding, DeviceRates, DeviceSamplingOptions, SamplerId, SessionMemory, SlotContent, StateId, StepTimes } from "./backend.js";
 
 /** An initializer of the graph, stored as it takes it. */
 export interface AddonWeight {
@@ -40,6 +40,7 @@ export interface AddonSessionOptions {
   readonly cuda?: {
     readonly ordinal: number;
     readonly graphs: boolean;
+    readonly arenaBytes: number;
     readonly weights: readonly AddonWeight[];
   };
   /** Weights to be copied into memory, on the CPU; the others' files are mapped. */
@@ -54,9 +55,10 @@ export interface AddonSession {
   releaseState(state: StateId): Promise<void>;
   /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
   forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
-  /** The same into `into` [B, L, V], to be held until the promise settles; on the CPU only. */
-  forwardInto(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array, into: Float32Array): Promise<void>;
-  /** The following three on a card only. */
+  /** As `forward`, to the beginning of `into`, which must be kept until this is settled → how many logits there are */
+  forwardInto(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array, into: Float32Array): Promise<number>;
+  /** The following on a card only, up to `decode`. Page-locked memory for logits. */
+  pinnedLogits(count: number): Promise<Float32Array>;
   createSampler(rows: readonly DeviceSamplingOptions[]): Promise<SamplerId>;
   releaseSampler(sampler: SamplerId): Promise<void>;
   /** As `forward` with L = 1; `chosen` [B] is 0 or 1 → token ids [B] */
@@ -69,8 +71,20 @@ export interface AddonSession {
     sampler: SamplerId,
     chosen: Uint8Array,
   ): Promise<BigInt64Array>;
+  /** First ids [B], past lengths [B], limits [B], stop tokens; `onTokens` is given those of each step [B], -2 for rows that took no part. */
+  decode(
+    state: StateId,
+    inputIds: BigInt64Array,
+    pastLengths: BigInt64Array,
+    limits: BigInt64Array,
+    stopTokens: BigInt64Array,
+    sampler: SamplerId,
+    onTokens: (tokens: BigInt64Array) => void,
+  ): Decoding;
   readState(state: StateId, slot: number, positions?: number): Promise<SlotContent>;
-  writeState(state: StateId, slot: number, numbers: Float32Array): Promise<void>;
+  /** As `BackendSession` says of them; the memory must be kept until they are settled. */
+  readBytes(state: StateId, slot: number, lengths: BigInt64Array, from: number, into: Uint8Array): Promise<void>;
+  writeBytes(state: StateId, slot: number, lengths: BigInt64Array, from: number, bytes: Uint8Array): Promise<void>;
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void>;
   memory(): Promise<Omit<SessionMemory, "logitsPeak">>;
   /** On a card only. */

@@ -16,6 +16,9 @@ const noMemory = /bad_alloc|[Ff]ailed to allocate memory|no memory for|Resource 
 /** Largest vocabulary that the kernel chooses from: kSampleMaxVocabulary of kernels/include/sample.cuh. */
 const mostSampled = 2 ** 18;
 
+/** kNoToken of decode_steps.h: in place of a token, of a row that took no part. */
+const noToken = -2n;
+
 /** Whose memory a session uses. */
 type Owner = "system" | "card";
 
@@ -25,6 +28,7 @@ async function described<Value>(owner: Owner, doing: string, work: () => Promise
     return await work();
   } catch (error) {
     const problem = error instanceof Error ? error.message.trim() : String(error);
+    if (owner === "card" && problem.endsWith("context is lost")) throw new LayerweaveError([diagnostic(runtimeDiagnostics["card-lost"], { problem })]);
     throw new LayerweaveError([noMemory.test(problem) ? diagnostic(runtimeDiagnostics["out-of-memory"], { owner, doing, problem }) : describe(problem)]);
   }
 }
@@ -51,7 +55,16 @@ class NativeSession implements BackendSession {
             await this.#run("run the model", () => session.forwardSampled(state, inputIds, int64(pastLengths), int64(lengths), logitIndices, sampler, Uint8Array.from(chosen, Number))),
             Number,
           ),
+        decode: ({ state, inputIds, pastLengths, limits, stopTokenIds }, sampler, onTokens) => {
+          const told = (tokens: BigInt64Array): void => onTokens(Array.from(tokens, (token) => (token === noToken ? undefined : Number(token))));
+          const decoding = session.decode(state, int64(inputIds), int64(pastLengths), int64(limits), int64(stopTokenIds), sampler, told);
+          return { done: this.#run("run the model", () => decoding.done), stop: () => decoding.stop() };
+        },
       };
+  }
+
+  lendLogits(count: number): Promise<Float32Array> {
+    return this.#run("hold logits", async () => (this.owner === "card" ? this.session.pinnedLogits(count) : new Float32Array(count)));
   }
 
   createState(batch: number, capacity: number): Promise<StateId> {
@@ -67,13 +80,12 @@ class NativeSession implements BackendSession {
     this.#ofState(() => this.session.releaseState(state)).catch(() => undefined);
   }
 
-  async forward({ state, inputIds, pastLengths, lengths, logitIndices, into }: ForwardRequest): Promise<Float32Array> {
-    const [past, counts] = [int64(pastLengths), int64(lengths)];
-    const logits = await this.#run("run the model", async () => {
-      if (!into || this.owner === "card") return this.session.forward(state, inputIds, past, counts, logitIndices);
-      await this.session.forwardInto(state, inputIds, past, counts, logitIndices, into);
-      return into;
-    });
+  async forward({ state, inputIds, pastLengths, lengths, logitIndices }: ForwardRequest, into?: Float32Array): Promise<Float32Array> {
+    const run = async (): Promise<Float32Array> =>
+      into === undefined
+        ? this.session.forward(state, inputIds, int64(pastLengths), int64(lengths), logitIndices)
+        : into.subarray(0, await this.session.forwardInto(state, inputIds, int64(pastLengths), int64(lengths), logitIndices, into));
+    const logits = await this.#run("run the model", run);
     this.#logitsPeak = Math.max(this.#logitsPeak, logits.byteLength);
     return logits;
   }
@@ -82,8 +94,15 @@ class NativeSession implements BackendSession {
     return this.#ofState(() => this.session.readState(state, slot, positions));
   }
 
-  writeState(state: StateId, slot: number, { data }: SlotContent): Promise<void> {
-    return this.#ofState(() => this.session.writeState(state, slot, data));
+  async readBytes(state: StateId, slot: number, lengths: readonly number[], from: number, count: number): Promise<Uint8Array> {
+    const into = Buffer.allocUnsafeSlow(count);
+    await this.#ofState(() => this.session.readBytes(state, slot, int64(lengths), from, into));
+    return into;
+  }
+
+  writeBytes(state: StateId, slot: number, lengths: readonly number[], from: number, bytes: Uint8Array): Promise<void> {
+    // The array is held until then.
+    return this.#ofState(() => this.session.writeBytes(state, slot, int64(lengths), from, bytes).then(() => void bytes));
   }
 
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void> {

@@ -20,7 +20,8 @@ export type PortableRequest =
   | { readonly kind: "create"; readonly batch: number; readonly capacity: number }
   | { readonly kind: "copy" | "release"; readonly state: StateId }
   | { readonly kind: "read"; readonly state: StateId; readonly slot: number }
-  | { readonly kind: "write"; readonly state: StateId; readonly slot: number; readonly content: SlotContent }
+  | { readonly kind: "read-bytes"; readonly state: StateId; readonly slot: number; readonly lengths: readonly number[]; readonly from: number; readonly count: number }
+  | { readonly kind: "write-bytes"; readonly state: StateId; readonly slot: number; readonly lengths: readonly number[]; readonly from: number; readonly bytes: Uint8Array }
   | { readonly kind: "copy-row"; readonly state: StateId; readonly fromRow: number; readonly tokens: number; readonly to: StateId; readonly toRow: number }
   | {
       readonly kind: "forward";
@@ -216,15 +217,45 @@ function copyRowOf(index: number, from: Rows, to: Rows, tokens: number): void {
   }
 }
 
-function write({ state: id, slot: index, content }: Extract<PortableRequest, { kind: "write" }>): void {
-  const state = stateOf(id);
+/** Goes through bytes `from` … `from + count` of a slot of the longest row's positions: where each stretch lies in the tensor, and how many of its bytes count. */
+function eachStretch(index: number, { batch, capacity }: StateTensors, lengths: readonly number[], from: number, count: number, visit: (inTensor: number, inSlot: number, bytes: number, counted: number) => void): void {
+  const shape = slotShape(index, 1, 1);
+  const axis = model.state[index]?.shape.indexOf("S") ?? -1;
+  const groups = axis < 0 ? 1 : shape.slice(0, axis).reduce((n, d) => n * d, 1);
+  const inner = shape.reduce((n, d) => n * d, Float32Array.BYTES_PER_ELEMENT) / groups;
+  const [whole, distance] = axis < 0 ? [inner, inner] : [Math.max(...lengths) * inner, capacity * inner];
+  invariant(from + count <= whole * groups * batch, "the slot holds these bytes");
+  for (let at = from; at < from + count; ) {
+    const [group, begin] = [Math.floor(at / whole), at % whole];
+    const bytes = Math.min(from + count - at, whole - begin);
+    const own = axis < 0 ? whole : (lengths[Math.floor(group / groups)] ?? 0) * inner;
+    visit(group * distance + begin, at - from, bytes, Math.min(Math.max(own - begin, 0), bytes));
+    at += bytes;
+  }
+}
+
+const bytesOf = (data: Float32Array): Uint8Array => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+
+function slotOf(state: StateTensors, index: number): SlotBuffers {
   const slot = state.slots[index];
   invariant(slot, `no slot ${index}`);
-  const axis = model.state[index]?.shape.indexOf("S") ?? -1;
-  const positions = axis < 0 ? 1 : (content.shape[axis] ?? 0);
-  const data = ownData(slot);
-  for (let row = 0; row < state.batch; row++)
-    copyRowOf(index, { data: content.data, row, capacity: positions }, { data, row, capacity: state.capacity }, positions);
+  return slot;
+}
+
+function readBytes({ state: id, slot, lengths, from, count }: Extract<PortableRequest, { kind: "read-bytes" }>): Uint8Array {
+  const state = stateOf(id);
+  const data = bytesOf(dataOf(slotOf(state, slot).current));
+  const bytes = new Uint8Array(count);
+  eachStretch(slot, state, lengths, from, count, (inTensor, inSlot, _, counted) => bytes.set(data.subarray(inTensor, inTensor + counted), inSlot));
+  return bytes;
+}
+
+function writeBytes({ state: id, slot: index, lengths, from, bytes }: Extract<PortableRequest, { kind: "write-bytes" }>): void {
+  const state = stateOf(id);
+  const slot = slotOf(state, index);
+  invariant(slot.current.holders === 1, "a state that is filled shares nothing");
+  const data = bytesOf(dataOf(slot.current));
+  eachStretch(index, state, lengths, from, bytes.length, (inTensor, inSlot, count) => data.set(bytes.subarray(inSlot, inSlot + count), inTensor));
 }
 
 function copyRow({ state: id, fromRow, tokens, to, toRow }: Extract<PortableRequest, { kind: "copy-row" }>): void {
@@ -263,8 +294,10 @@ async function answer(request: PortableRequest): Promise<unknown> {
       return release(request.state);
     case "read":
       return read(request.state, request.slot);
-    case "write":
-      return write(request);
+    case "read-bytes":
+      return readBytes(request);
+    case "write-bytes":
+      return writeBytes(request);
     case "copy-row":
       return copyRow(request);
     case "forward":
@@ -282,7 +315,7 @@ port.on("message", ({ id, request }: Call<PortableRequest>) => {
   queue = queue.then(async () => {
     try {
       const value = await answer(request);
-      const transfer = value instanceof Float32Array && value.buffer instanceof ArrayBuffer ? [value.buffer] : [];
+      const transfer = (value instanceof Float32Array || value instanceof Uint8Array) && value.buffer instanceof ArrayBuffer ? [value.buffer] : [];
       port.postMessage({ id, value } satisfies Reply, transfer);
     } catch (error) {
       port.postMessage({ id, problem: error instanceof Error ? error.message : String(error) } satisfies Reply);

@@ -60,8 +60,12 @@ class PortableSession implements BackendSession {
     return this.channel.call({ kind: "read", state, slot });
   }
 
-  writeState(state: StateId, slot: number, content: SlotContent): Promise<void> {
-    return this.channel.call({ kind: "write", state, slot, content });
+  readBytes(state: StateId, slot: number, lengths: readonly number[], from: number, count: number): Promise<Uint8Array> {
+    return this.channel.call({ kind: "read-bytes", state, slot, lengths, from, count });
+  }
+
+  writeBytes(state: StateId, slot: number, lengths: readonly number[], from: number, bytes: Uint8Array): Promise<void> {
+    return this.channel.call({ kind: "write-bytes", state, slot, lengths, from, bytes });
   }
 
   copyRow(from: StateId, fromRow: number, tokens: number, to: StateId, toRow: number): Promise<void> {

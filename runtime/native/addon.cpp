@@ -3,6 +3,7 @@
 #include <napi.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -40,19 +41,37 @@ class Addon {
 
   bool has(SessionThread* thread) const { return threads_.count(thread) > 0; }
 
+  /** A function that a call made on a session is told by, until the call is settled. */
+  using Listener = uint64_t;
+  static constexpr Listener kNobody = 0;
+
+  Listener listen(Napi::Function listener) {
+    listeners_.emplace(++last_listener_, Napi::Persistent(listener));
+    return last_listener_;
+  }
+
+  /** Called on a session's thread; `arguments` makes values of what there is to tell. */
+  template <typename Arguments>
+  void tell(Listener listener, Arguments arguments) {
+    settle_later([this, listener, arguments](Napi::Env env) {
+      const auto found = listeners_.find(listener);
+      if (found != listeners_.end()) found->second.Call(arguments(env));
+    });
+  }
+
   /** Promises what `work` makes of the session on its thread; `work` returns how to make a value of it for JavaScript. */
   template <typename Work>
-  Napi::Promise submit(Napi::Env env, SessionThread& thread, Work work) {
+  Napi::Promise submit(Napi::Env env, SessionThread& thread, Work work, Listener listener = kNobody) {
     const auto deferred = expect(env);
-    thread.post([this, deferred, work](std::unique_ptr<Session>& session) mutable {
+    thread.post([this, deferred, work, listener](std::unique_ptr<Session>& session) mutable {
       try {
-        settle_later([this, deferred, value = work(session)](Napi::Env e) {
-          settled(e);
+        settle_later([this, deferred, listener, value = work(session)](Napi::Env e) {
+          settled(e, listener);
           deferred.Resolve(value(e));
         });
       } catch (const std::exception& error) {
-        settle_later([this, deferred, problem = std::string(error.what())](Napi::Env e) {
-          settled(e);
+        settle_later([this, deferred, listener, problem = std::string(error.what())](Napi::Env e) {
+          settled(e, listener);
           deferred.Reject(Napi::Error::New(e, problem).Value());
         });
       }
@@ -60,22 +79,11 @@ class Addon {
     return deferred.Promise();
   }
 
-  /** Calls `listener` with what the session reports while it is opened. */
-  Progress listen(SessionThread& thread, Napi::Function listener) {
-    listeners_.insert_or_assign(&thread, Napi::Persistent(listener));
-    return [this, &thread](size_t done, size_t total) {
-      settle_later([this, &thread, done, total](Napi::Env env) {
-        const auto found = listeners_.find(&thread);
-        if (found != listeners_.end()) found->second.Call({Napi::Number::New(env, static_cast<double>(done)), Napi::Number::New(env, static_cast<double>(total))});
-      });
-    };
-  }
-
   /** Finishes the calls already made and releases the session. */
   Napi::Promise close(Napi::Env env, SessionThread& thread) {
     const auto deferred = expect(env);
     finish(thread, [this, deferred](Napi::Env e) {
-      settled(e);
+      settled(e, kNobody);
       deferred.Resolve(e.Undefined());
     });
     return deferred.Promise();
@@ -107,7 +115,8 @@ class Addon {
     return Napi::Promise::Deferred::New(env);
   }
 
-  void settled(Napi::Env env) {
+  void settled(Napi::Env env, Listener listener) {
+    listeners_.erase(listener);
     if (--pending_ == 0) back_.Unref(env);
   }
 
@@ -121,7 +130,6 @@ class Addon {
     thread.finish([this, &thread, then = std::move(then)] {
       settle_later([this, &thread, then](Napi::Env env) {
         threads_.erase(&thread);
-        listeners_.erase(&thread);
         then(env);
       });
     });
@@ -130,7 +138,8 @@ class Addon {
   Back back_;
   size_t pending_ = 0;
   std::map<SessionThread*, std::unique_ptr<SessionThread>> threads_;
-  std::map<SessionThread*, Napi::FunctionReference> listeners_;
+  std::map<Listener, Napi::FunctionReference> listeners_;
+  Listener last_listener_ = kNobody;
 };
 
 std::string text(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
@@ -173,6 +182,7 @@ std::shared_ptr<const CudaSpec> cuda_spec(const Napi::Object& object) {
   auto spec = std::make_shared<CudaSpec>();
   spec->ordinal = static_cast<int>(integer(object, "ordinal"));
   spec->graphs = object.Get("graphs").As<Napi::Boolean>().Value();
+  spec->arena_bytes = static_cast<size_t>(integer(object, "arenaBytes"));
   spec->weights = weight_specs(object.Get("weights").As<Napi::Array>());
   return spec;
 }
@@ -214,6 +224,12 @@ Napi::Float32Array float32_array(Napi::Env env, const std::shared_ptr<std::uniqu
   return Napi::Float32Array::New(env, count, buffer, 0);
 }
 
+Napi::BigInt64Array token_array(Napi::Env env, const std::vector<int64_t>& tokens) {
+  auto array = Napi::BigInt64Array::New(env, tokens.size());
+  std::copy(tokens.begin(), tokens.end(), array.Data());
+  return array;
+}
+
 Napi::Object numbers(Napi::Env env, std::initializer_list<std::pair<const char*, double>> entries) {
   const auto object = Napi::Object::New(env);
   for (const auto& [key, value] : entries) object.Set(key, Napi::Number::New(env, value));
@@ -227,22 +243,18 @@ CudaSession& on_card(Session& session) {
   return *card;
 }
 
-HostSession& on_host(Session& session) {
-  auto* host = dynamic_cast<HostSession*>(&session);
-  if (!host) throw std::logic_error("the session is on a card");
-  return *host;
-}
-
 /** A session as JavaScript holds it. One that is collected unclosed is closed. */
 class NativeSession : public Napi::ObjectWrap<NativeSession> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "NativeSession",
                        {InstanceMethod<&NativeSession::create_state>("createState"), InstanceMethod<&NativeSession::copy_state>("copyState"),
-                        InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"), InstanceMethod<&NativeSession::forward_into>("forwardInto"),
+                        InstanceMethod<&NativeSession::release_state>("releaseState"), InstanceMethod<&NativeSession::forward>("forward"),
                         InstanceMethod<&NativeSession::create_sampler>("createSampler"), InstanceMethod<&NativeSession::release_sampler>("releaseSampler"),
-                        InstanceMethod<&NativeSession::forward_sampled>("forwardSampled"),
-                        InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::write_state>("writeState"),
+                        InstanceMethod<&NativeSession::forward_sampled>("forwardSampled"), InstanceMethod<&NativeSession::decode>("decode"),
+                        InstanceMethod<&NativeSession::pinned_logits>("pinnedLogits"), InstanceMethod<&NativeSession::forward_into>("forwardInto"),
+                        InstanceMethod<&NativeSession::read_state>("readState"), InstanceMethod<&NativeSession::read_bytes>("readBytes"),
+                        InstanceMethod<&NativeSession::write_bytes>("writeBytes"),
                         InstanceMethod<&NativeSession::copy_row>("copyRow"), InstanceMethod<&NativeSession::memory>("memory"),
                         InstanceMethod<&NativeSession::measure_device>("measureDevice"), InstanceMethod<&NativeSession::step_times>("stepTimes"),
                         InstanceMethod<&NativeSession::close>("close")});
@@ -262,8 +274,12 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
  private:
   template <typename Work>
   Napi::Value submit(const Napi::CallbackInfo& info, Work work) {
-    if (!thread_) throw Napi::Error::New(info.Env(), "the session is closed");
+    check_open(info.Env());
     return addon_->submit(info.Env(), *thread_, std::move(work));
+  }
+
+  void check_open(Napi::Env env) const {
+    if (!thread_) throw Napi::Error::New(env, "the session is closed");
   }
 
   static uint32_t id(const Napi::Value& value) { return value.As<Napi::Number>().Uint32Value(); }
@@ -296,12 +312,23 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
     });
   }
 
+  /** Page-locked memory for so many logits. */
+  Napi::Value pinned_logits(const Napi::CallbackInfo& info) {
+    return submit(info, [count = static_cast<size_t>(info[0].As<Napi::Number>().Int64Value())](auto& session) {
+      return [memory = on_card(*session).lend(count * sizeof(float)), count](Napi::Env env) {
+        auto* kept = new PinnedMemory(memory);
+        const auto buffer = Napi::ArrayBuffer::New(env, memory.get(), count * sizeof(float), [](Napi::Env, void*, PinnedMemory* owner) { delete owner; }, kept);
+        return Napi::Float32Array::New(env, count, buffer, 0);
+      };
+    });
+  }
+
+  /** As `forward`, with the logits written to an array that the caller keeps until this is settled: how many there are. */
   Napi::Value forward_into(const Napi::CallbackInfo& info) {
     ForwardCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
     auto into = info[5].As<Napi::Float32Array>();
-    return submit(info, [call = std::move(call), logits = into.Data(), count = into.ElementLength()](auto& session) mutable {
-      on_host(*session).forward_into(call, logits, count);
-      return [](Napi::Env env) { return env.Undefined(); };
+    return submit(info, [call = std::move(call), logits = into.Data(), room = into.ElementLength()](auto& session) mutable {
+      return [count = session->forward_into(call, logits, room)](Napi::Env env) { return Napi::Number::New(env, static_cast<double>(count)); };
     });
   }
 
@@ -323,12 +350,26 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
     const auto flags = info[6].As<Napi::Uint8Array>();
     const std::vector<bool> chosen(flags.Data(), flags.Data() + flags.ElementLength());
     return submit(info, [call = std::move(call), sampler = id(info[5]), chosen](auto& session) mutable {
-      return [tokens = on_card(*session).forward_sampled(call, sampler, chosen)](Napi::Env env) {
-        auto array = Napi::BigInt64Array::New(env, tokens.size());
-        std::copy(tokens.begin(), tokens.end(), array.Data());
-        return array;
-      };
+      return [tokens = on_card(*session).forward_sampled(call, sampler, chosen)](Napi::Env env) { return token_array(env, tokens); };
     });
+  }
+
+  /** → { done: Promise, stop(): what has begun is finished, nothing more is begun } */
+  Napi::Value decode(const Napi::CallbackInfo& info) {
+    check_open(info.Env());
+    DecodeCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
+    const Addon::Listener listener = addon_->listen(info[6].As<Napi::Function>());
+    const auto stopped = std::make_shared<std::atomic<bool>>(false);
+    const auto decoding = Napi::Object::New(info.Env());
+    decoding.Set("stop", Napi::Function::New(info.Env(), [stopped](const Napi::CallbackInfo&) { *stopped = true; }));
+    const auto work = [addon = addon_.get(), listener, stopped, call = std::move(call), sampler = id(info[5])](auto& session) {
+      on_card(*session).decode(call, sampler, [&] { return stopped->load(); }, [&](std::vector<int64_t> tokens) {
+        addon->tell(listener, [tokens = std::move(tokens)](Napi::Env env) -> std::vector<napi_value> { return {token_array(env, tokens)}; });
+      });
+      return [](Napi::Env env) { return env.Undefined(); };
+    };
+    decoding.Set("done", addon_->submit(info.Env(), *thread_, work, listener));
+    return decoding;
   }
 
   Napi::Value read_state(const Napi::CallbackInfo& info) {
@@ -351,11 +392,19 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
     });
   }
 
-  Napi::Value write_state(const Napi::CallbackInfo& info) {
-    const auto array = info[2].As<Napi::Float32Array>();
-    std::vector<float> numbers(array.Data(), array.Data() + array.ElementLength());
-    return submit(info, [state = id(info[0]), slot = id(info[1]), numbers = std::move(numbers)](auto& session) {
-      session->write_state(state, slot, numbers);
+  /** Both take memory that the caller keeps until they are settled. */
+  Napi::Value read_bytes(const Napi::CallbackInfo& info) {
+    auto into = info[4].As<Napi::Uint8Array>();
+    return submit(info, [state = id(info[0]), slot = id(info[1]), lengths = int64s(info[2]), from = static_cast<size_t>(info[3].As<Napi::Number>().Int64Value()), data = into.Data(), count = into.ElementLength()](auto& session) {
+      session->read_bytes(state, slot, lengths, from, reinterpret_cast<std::byte*>(data), count);
+      return [](Napi::Env env) { return env.Undefined(); };
+    });
+  }
+
+  Napi::Value write_bytes(const Napi::CallbackInfo& info) {
+    auto content = info[4].As<Napi::Uint8Array>();
+    return submit(info, [state = id(info[0]), slot = id(info[1]), lengths = int64s(info[2]), from = static_cast<size_t>(info[3].As<Napi::Number>().Int64Value()), data = content.Data(), count = content.ElementLength()](auto& session) {
+      session->write_bytes(state, slot, lengths, from, reinterpret_cast<const std::byte*>(data), count);
       return [](Napi::Env env) { return env.Undefined(); };
     });
   }
@@ -418,7 +467,13 @@ Napi::Value open_session(const Napi::CallbackInfo& info) {
   const auto options = info[0].As<Napi::Object>();
   SessionSpec spec = session_spec(options);
   SessionThread& thread = addon->start(OrtLibrary::open(text(options, "library")));
-  if (options.Get("onProgress").IsFunction()) spec.progress = addon->listen(thread, options.Get("onProgress").As<Napi::Function>());
+  Addon::Listener listener = Addon::kNobody;
+  if (options.Get("onProgress").IsFunction()) {
+    listener = addon->listen(options.Get("onProgress").As<Napi::Function>());
+    spec.progress = [addon = addon.get(), listener](size_t done, size_t total) {
+      addon->tell(listener, [done, total](Napi::Env env) -> std::vector<napi_value> { return {Napi::Number::New(env, static_cast<double>(done)), Napi::Number::New(env, static_cast<double>(total))}; });
+    };
+  }
   return addon->submit(info.Env(), thread, [addon, &thread, spec](std::unique_ptr<Session>& session) {
     try {
       const OrtLibrary& ort = thread.ort();
@@ -432,7 +487,7 @@ Napi::Value open_session(const Napi::CallbackInfo& info) {
       auto owner = addon;
       return addon->session_class.New({Napi::External<SessionThread>::New(env, &thread), Napi::External<std::shared_ptr<Addon>>::New(env, &owner)});
     };
-  });
+  }, listener);
 }
 
 /** probe(library, kernels): the version of ONNX Runtime; throws where it, or the library of kernels ("": none), can't be used. */

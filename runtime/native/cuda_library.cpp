@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <iterator>
 #include <mutex>
 
 namespace layerweave {
@@ -32,6 +34,7 @@ std::string path_of(void* symbol) {
 
 constexpr int kMajors[] = {13, 12};
 constexpr int kOutOfMemory = 2;  // cudaErrorMemoryAllocation
+
 
 }  // namespace
 
@@ -79,6 +82,13 @@ std::vector<CudaCard> cuda_cards() {
     found.push_back(std::move(card));
   }
   return found;
+}
+
+bool CudaLibrary::is_fault(Status status) {
+  // cudaErrorECCUncorrectable, NvlinkUncorrectable, IllegalAddress, LaunchTimeout, ContextIsDestroyed, Assert, HardwareStackError,
+  // IllegalInstruction, MisalignedAddress, InvalidAddressSpace, InvalidPc, LaunchFailure
+  constexpr int kFaults[] = {214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719};
+  return std::find(std::begin(kFaults), std::end(kFaults), status) != std::end(kFaults);
 }
 
 const CudaLibrary& CudaLibrary::open(const std::string& folder) {
@@ -144,6 +154,7 @@ void CudaLibrary::check(Status status, const std::string& doing) const {
   // The error is reported here; left in place it would be found again by whoever looks next.
   get_last_error_();
   const std::string what = std::string(error_name_(status)) + ": " + error_text_(status);
+  if (is_fault(status)) throw std::runtime_error("CUDA failed at " + doing + " (" + what + "): the card's context is lost");
   throw std::runtime_error(status == kOutOfMemory ? "no memory for " + doing + " on the card (" + what + ")" : "CUDA failed at " + doing + " (" + what + ")");
 }
 

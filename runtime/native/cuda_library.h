@@ -49,8 +49,11 @@ class CudaLibrary {
    */
   static const CudaLibrary& open(const std::string& folder);
 
-  /** @throws std::runtime_error with the error's name and text; "no memory for …" where that is the cause */
+  /** @throws std::runtime_error with the error's name and text; "no memory for …" where that is the cause, "… context is lost" after a fault */
   void check(Status status, const std::string& doing) const;
+
+  /** Whether a kernel has gone wrong, or the card: every further call of the process to that card fails. */
+  static bool is_fault(Status status);
 
   struct Memory {
     size_t free;

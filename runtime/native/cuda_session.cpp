@@ -70,6 +70,13 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   return {session, api.ReleaseSession};
 }
 
+/** Whatever runs ask for is then cut from one piece, where neighbours that are free are joined; the arena keeps what it has. */
+void take_arena(const OrtLibrary& ort, OrtAllocator* allocator, size_t bytes) {
+  void* piece = nullptr;
+  if (bytes > 0) ort.check(ort.api().AllocatorAlloc(allocator, bytes, &piece));
+  if (piece) ort.check(ort.api().AllocatorFree(allocator, piece));
+}
+
 double seconds(std::chrono::steady_clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 size_t used(const CudaLibrary& cuda) {
@@ -91,6 +98,7 @@ CudaSession::CudaSession(const OrtLibrary& ort, const CudaLibrary& cuda, Session
       exchange_(cuda_) {
   // Runs would otherwise wait for the card twice.
   ort.check(ort.api().AddRunConfigEntry(interruption.run_options(), "disable_synchronize_execution_providers", "1"));
+  take_arena(ort, allocator_.get(), spec_.cuda->arena_bytes);
 }
 
 CudaSession::~CudaSession() {
@@ -145,6 +153,11 @@ std::unique_ptr<float[]> CudaSession::Exchange::receive(size_t count) {
   return logits;
 }
 
+void CudaSession::Exchange::receive(size_t count, float* logits) {
+  device_.copy(logits, logits_.card->data(), count * sizeof(float));
+  device_.wait();
+}
+
 void CudaSession::Exchange::bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const {
   const OrtLibrary& ort = session.ort_;
   const SessionSpec& spec = session.spec_;
@@ -181,7 +194,15 @@ void CudaSession::run(OrtIoBinding* binding, int graph) {
     ort_.check(ort_.api().AddRunConfigEntry(interruption_.run_options(), "gpu_graph_id", std::to_string(graph).c_str()));
     current_graph_ = graph;
   }
-  ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding));
+  try {
+    ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding));
+  } catch (const std::exception& error) {
+    // A kernel's fault is noticed by whatever is enqueued next, which ONNX Runtime then names.
+    const CudaLibrary& cuda = cuda_.cuda();
+    const CudaLibrary::Status status = cuda.stream_synchronize(cuda_.stream());
+    if (CudaLibrary::is_fault(status)) cuda.check(status, std::string("what ran before: ") + error.what());
+    throw;
+  }
 }
 
 template <typename Receive>
@@ -214,7 +235,22 @@ std::unique_ptr<float[]> CudaSession::forward(ForwardCall& call, size_t& count) 
   return logits;
 }
 
-std::vector<int64_t> CudaSession::forward_sampled(ForwardCall& call, SamplerId id, const std::vector<bool>& chosen) {
+PinnedMemory CudaSession::lend(size_t bytes) const {
+  const CudaLibrary& cuda = cuda_.cuda();
+  PinnedMemory memory = cuda.pinned(bytes);
+  // A thread that has chosen no card would be given a context on the first. Where choosing fails, freeing does, and who waits next is told.
+  const auto give_back = [memory, &cuda, ordinal = cuda_.ordinal()](std::byte*) mutable {
+    cuda.set_device(ordinal);
+    memory.reset();
+  };
+  return {memory.get(), give_back};
+}
+
+void CudaSession::run_into(ForwardCall& call, float* logits, size_t count) {
+  run_and_receive(call, [&](Exchange& exchange, const Extents&) { exchange.receive(count, logits); });
+}
+
+std::vector<int64_t> CudaSession::forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen, const std::function<void()>& meanwhile) {
   DeviceSampler& sampler = sampler_of(id);
   // Before the run: one that fails afterwards would have changed the state.
   const auto [batch, tokens, wanted] = extents_of(state_of(call.state), call);
@@ -224,9 +260,15 @@ std::vector<int64_t> CudaSession::forward_sampled(ForwardCall& call, SamplerId i
   run_and_receive(call, [&](const Exchange& exchange, const Extents&) {
     sampler.choose(exchange.logits(), chosen);
     handed_over_ = Clock::now();
+    meanwhile();
     sampled = sampler.receive();
   });
   return sampled;
+}
+
+void CudaSession::decode(const DecodeCall& call, SamplerId id, const std::function<bool()>& stopped, const Delivery& deliver) {
+  const auto step = [&](const ForwardCall& one, const std::vector<bool>& chosen, const std::function<void()>& meanwhile) { return forward_sampled(one, id, chosen, meanwhile); };
+  decode_steps(call, step, [&] { return stopped() || interruption_.requested(); }, deliver);
 }
 
 SamplerId CudaSession::create_sampler(const std::vector<SampledRow>& rows) {

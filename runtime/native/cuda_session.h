@@ -1,9 +1,11 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 
 #include "bindings.h"
 #include "cuda_rates.h"
+#include "decode_steps.h"
 #include "device_sampler.h"
 #include "device_weights.h"
 #include "session.h"
@@ -24,14 +26,18 @@ class CudaSession : public Session {
 
   void release_state(StateId id) override;
   std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
+  /** Page-locked memory that any thread may give back, when the session has ended too. */
+  PinnedMemory lend(size_t bytes) const;
   Memory memory() const override;
-  /** A step that is decoded by one token at a time is soon followed by the next. */
-  std::chrono::microseconds patience() const override { return std::chrono::microseconds(200); }
 
   SamplerId create_sampler(const std::vector<SampledRow>& rows);
   void release_sampler(SamplerId id);
   /** As `forward` of one logit a row, from which the rows in `chosen` are given tokens on the card. @returns DeviceSampler::receive's tokens [B] */
-  std::vector<int64_t> forward_sampled(ForwardCall& call, SamplerId id, const std::vector<bool>& chosen);
+  std::vector<int64_t> forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen) {
+    return forward_sampled(call, id, chosen, [] {});
+  }
+  /** Steps of `forward_sampled`, each fed what the one before chose, as `decode_steps` says. */
+  void decode(const DecodeCall& call, SamplerId id, const std::function<bool()>& stopped, const Delivery& deliver);
 
   CardRates measure_card() { return layerweave::measure_card(cuda_, compute_type()); }
   /** Of the steps since this was last asked, and the kernels that a step of a state launches. */
@@ -48,6 +54,8 @@ class CudaSession : public Session {
     void send(const ForwardCall& call);
     /** Brings `count` logits back, and waits for everything before. */
     std::unique_ptr<float[]> receive(size_t count);
+    /** The same, to page-locked memory. */
+    void receive(size_t count, float* logits);
     void bind(const CudaSession& session, Bindings& bindings, const Extents& extents) const;
     /** [B, L, V] of the last run, on the card. */
     const float* logits() const { return reinterpret_cast<const float*>(logits_.card->data()); }
@@ -106,6 +114,9 @@ class CudaSession : public Session {
   /** Hands a run over to the card, then calls `receive`(what will hold the logits, extents), which waits for it. */
   template <typename Receive>
   void run_and_receive(const ForwardCall& call, Receive receive);
+  /** `meanwhile` is called while the card works. */
+  std::vector<int64_t> forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen, const std::function<void()>& meanwhile);
+  void run_into(ForwardCall& call, float* logits, size_t count) override;
   Exchange& run_once(State& state, const ForwardCall& call, const Extents& extents);
   Exchange& step(State& state, const ForwardCall& call, const Extents& extents);
   DeviceSampler& sampler_of(SamplerId id);

@@ -84,25 +84,15 @@ HostSession::HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& 
       allocator_(cpu_arena(ort, session_.get())),
       binding_(make_binding(ort, session_.get())) {}
 
-size_t HostSession::logit_count(const ForwardCall& call) {
-  const Extents extents = extents_of(state_of(call.state), call);
-  return static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
-}
-
 std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) {
   count = logit_count(call);
   // One element at least, so that there is an address.
   std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
-  run(call, logits.get());
+  run_into(call, logits.get(), count);
   return logits;
 }
 
-void HostSession::forward_into(ForwardCall& call, float* logits, size_t count) {
-  if (count != logit_count(call)) throw std::logic_error("the logits don't fit their memory");
-  run(call, logits);
-}
-
-void HostSession::run(ForwardCall& call, float* logits) {
+void HostSession::run_into(ForwardCall& call, float* logits, size_t count) {
   State& state = state_of(call.state);
   const auto [batch, tokens, wanted] = extents_of(state, call);
   make_room(state, call.past_lengths, tokens);
@@ -125,8 +115,7 @@ void HostSession::run(ForwardCall& call, float* logits) {
     bindings.input(spec.past, slot.current->value());
     bindings.output(spec.present, output.value());
   }
-  const auto bytes = static_cast<size_t>(batch * wanted * spec_.vocab_size) * sizeof(float);
-  bindings.output(spec_.logits, wrap(ort_, *device_, logits, bytes, {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
+  bindings.output(spec_.logits, wrap(ort_, *device_, logits, count * sizeof(float), {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
 
   ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding_.get()));
 

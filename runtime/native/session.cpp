@@ -114,6 +114,19 @@ Session::Extents Session::extents_of(const State& state, const ForwardCall& call
   return {state.batch, static_cast<int64_t>(call.input_ids.size() / batch), static_cast<int64_t>(call.logit_indices.size() / batch)};
 }
 
+size_t Session::logit_count(const ForwardCall& call) {
+  const Extents extents = extents_of(state_of(call.state), call);
+  return static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
+}
+
+size_t Session::forward_into(ForwardCall& call, float* logits, size_t room) {
+  // Before the run: one that fails afterwards would have changed the state.
+  const size_t count = logit_count(call);
+  if (count > room) throw std::logic_error("there is room for " + std::to_string(room) + " of " + std::to_string(count) + " logits");
+  run_into(call, logits, count);
+  return count;
+}
+
 std::unique_ptr<float[]> Session::read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape) {
   const State& state = state_of(id);
   const Tensor& tensor = *state.slots.at(slot).current;
@@ -130,19 +143,26 @@ std::unique_ptr<float[]> Session::read_state(StateId id, size_t slot, int64_t po
   return copy;
 }
 
-void Session::write_state(StateId id, size_t slot, const std::vector<float>& numbers) {
+void Session::read_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, std::byte* bytes, size_t count) {
+  const State& state = state_of(id);
+  const Tensor& tensor = *state.slots.at(slot).current;
+  const SlotSpec& spec = spec_.slots[slot];
+  if (lengths.size() != static_cast<size_t>(state.batch)) throw std::logic_error("a length for each row is wanted");
+  for (const Stretch& part : stretches(spec, tensor.capacity(spec), lengths, from, count)) {
+    std::byte* to = bytes + (part.in_slot - from);
+    if (part.counted > 0) device_->copy(to, tensor.data() + part.in_tensor, part.counted);
+    std::fill(to + part.counted, to + part.bytes, std::byte{0});
+  }
+  device_->wait();
+}
+
+void Session::write_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, const std::byte* bytes, size_t count) {
   State& state = state_of(id);
   const SlotSpec& spec = spec_.slots.at(slot);
-  // As many positions as the numbers make, or all numbers of a slot that doesn't grow.
-  const int64_t per_position = product(spec.extents(state.batch, 1));
-  const auto positions = static_cast<int64_t>(numbers.size()) / per_position;
-  if (positions * per_position != static_cast<int64_t>(numbers.size()) || positions > (spec.grows() ? state.capacity : 1) || (!spec.grows() && positions != 1))
-    throw std::logic_error("the numbers don't fit the slot");
-  Tensor& tensor = own(spec, state.slots[slot], std::vector<int64_t>(static_cast<size_t>(state.batch), 0));
-  std::vector<std::byte> stored(numbers.size() * element_bytes(spec.type));
-  from_float32(spec.type, numbers.data(), stored.data(), numbers.size());
-  for (int64_t row = 0; row < state.batch; row++)
-    layerweave::copy_row(*device_, spec, {stored.data(), positions}, row, {tensor.data(), state.capacity}, row, positions);
+  const SharedTensor& shared = state.slots[slot].current;
+  if (lengths.size() != static_cast<size_t>(state.batch) || shared.use_count() > 1) throw std::logic_error("a length for each row is wanted, and a state that shares nothing");
+  Tensor& tensor = *shared;
+  for (const Stretch& part : stretches(spec, tensor.capacity(spec), lengths, from, count)) device_->copy(tensor.data() + part.in_tensor, bytes + (part.in_slot - from), part.bytes);
   device_->wait();
 }
 

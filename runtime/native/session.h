@@ -1,7 +1,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -31,6 +30,8 @@ struct CudaSpec {
   int ordinal;
   /** Repeats steps of one token as captured graphs. */
   bool graphs;
+  /** What ONNX Runtime's allocator takes from the card to begin with. */
+  size_t arena_bytes;
   /** In files' order. */
   std::vector<WeightSpec> weights;
 };
@@ -139,18 +140,22 @@ class Session {
    * @returns logits [B, L, V]; `count` of them
    */
   virtual std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) = 0;
+  /** As `forward`, with the logits in memory that the caller lends, with room for `room` of them. @returns how many */
+  size_t forward_into(ForwardCall& call, float* logits, size_t room);
 
   /** A copy of one slot and its shape; of a slot that grows the first `positions`, or all when that is negative. */
   std::unique_ptr<float[]> read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape);
-  /** Fills a slot with numbers of its shape, or of fewer positions than it has room for. */
-  void write_state(StateId id, size_t slot, const std::vector<float>& numbers);
+  /**
+   * Bytes `from` … of a slot as it is stored, with the positions of the longest of the rows, which hold `lengths` tokens; behind a
+   * row's own are zeros.
+   */
+  void read_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, std::byte* bytes, size_t count);
+  /** Fills a part of what `read_bytes` reads, in a state that shares nothing. */
+  void write_bytes(StateId id, size_t slot, const std::vector<int64_t>& lengths, size_t from, const std::byte* bytes, size_t count);
   /** Makes row `to_row` of one state a copy of row `from_row` of another, which holds `positions` tokens. */
   void copy_row(StateId from, int64_t from_row, int64_t positions, StateId to, int64_t to_row);
 
   virtual Memory memory() const = 0;
-
-  /** How long the session's thread looks out for what is next before it sleeps, from which waking takes about as long as this. */
-  virtual std::chrono::microseconds patience() const { return std::chrono::microseconds(0); }
 
  protected:
   Session(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption, std::unique_ptr<Device> device);
@@ -162,6 +167,10 @@ class Session {
     int64_t wanted;
   };
   static Extents extents_of(const State& state, const ForwardCall& call);
+  size_t logit_count(const ForwardCall& call);
+
+  /** What `forward` does, with room for the call's logits. */
+  virtual void run_into(ForwardCall& call, float* logits, size_t count) = 0;
 
   State& state_of(StateId id);
   SharedTensor make_tensor(ElementType type, std::vector<int64_t> shape);

@@ -50,16 +50,45 @@ int64_t Tensor::capacity(const SlotSpec& spec) const {
 
 Tensor::~Tensor() { tally_.now -= bytes_; }
 
-void copy_row(Device& device, const SlotSpec& spec, Rows<const std::byte> from, int64_t from_row, Rows<std::byte> to, int64_t to_row, int64_t positions) {
-  // A row is `groups` stretches of capacity x inner numbers; what doesn't grow is one stretch of one position.
+namespace {
+
+/** A row is `groups` stretches of capacity x inner bytes; what doesn't grow is one stretch of one position. */
+struct RowLayout {
   int64_t groups = 1;
-  auto inner = static_cast<int64_t>(element_bytes(spec.type));
+  int64_t inner;
+};
+
+RowLayout row_layout(const SlotSpec& spec) {
+  RowLayout row{1, static_cast<int64_t>(element_bytes(spec.type))};
   bool behind_capacity = !spec.grows();
-  if (behind_capacity) from.capacity = to.capacity = positions = 1;
   for (size_t axis = 1; axis < spec.shape.size(); axis++) {
     if (spec.shape[axis] == kCapacity) behind_capacity = true;
-    else (behind_capacity ? inner : groups) *= spec.shape[axis];
+    else (behind_capacity ? row.inner : row.groups) *= spec.shape[axis];
   }
+  return row;
+}
+
+}  // namespace
+
+std::vector<Stretch> stretches(const SlotSpec& spec, int64_t capacity, const std::vector<int64_t>& lengths, size_t from, size_t count) {
+  const RowLayout row = row_layout(spec);
+  const auto inner = static_cast<size_t>(row.inner), groups = static_cast<size_t>(row.groups);
+  const int64_t positions = spec.grows() ? *std::max_element(lengths.begin(), lengths.end()) : 1;
+  const size_t whole = static_cast<size_t>(positions) * inner, end = from + count;
+  if (positions > capacity || end > whole * groups * lengths.size()) throw std::logic_error("the slot holds no such bytes");
+  std::vector<Stretch> found;
+  for (size_t at = from; at < end;) {
+    const size_t group = at / whole, begin = at % whole, bytes = std::min(end - at, whole - begin);
+    const size_t own = spec.grows() ? static_cast<size_t>(lengths[group / groups]) * inner : whole;
+    found.push_back({group * static_cast<size_t>(capacity) * inner + begin, at, bytes, own > begin ? std::min(own - begin, bytes) : 0});
+    at += bytes;
+  }
+  return found;
+}
+
+void copy_row(Device& device, const SlotSpec& spec, Rows<const std::byte> from, int64_t from_row, Rows<std::byte> to, int64_t to_row, int64_t positions) {
+  const auto [groups, inner] = row_layout(spec);
+  if (!spec.grows()) from.capacity = to.capacity = positions = 1;
   device.copy({to.data + to_row * groups * to.capacity * inner, static_cast<size_t>(to.capacity * inner)},
               {from.data + from_row * groups * from.capacity * inner, static_cast<size_t>(from.capacity * inner)},
               static_cast<size_t>(positions * inner), static_cast<size_t>(groups));

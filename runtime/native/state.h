@@ -82,6 +82,18 @@ struct Rows {
   int64_t capacity;
 };
 
+/** A stretch of bytes that follow one another both in a tensor and in a slot of as many positions as its longest row has. */
+struct Stretch {
+  size_t in_tensor;
+  size_t in_slot;
+  size_t bytes;
+  /** Of those, the ones of positions that count. */
+  size_t counted;
+};
+
+/** What bytes `from` … `from + count` of a slot are, whose rows hold `lengths` tokens and have room for `capacity`. @throws std::logic_error beyond its end */
+std::vector<Stretch> stretches(const SlotSpec& spec, int64_t capacity, const std::vector<int64_t>& lengths, size_t from, size_t count);
+
 /** Copies one row to another: of a buffer that grows the first `positions`, of one that doesn't all. */
 void copy_row(Device& device, const SlotSpec& spec, Rows<const std::byte> from, int64_t from_row, Rows<std::byte> to, int64_t to_row, int64_t positions);
 

@@ -66,12 +66,21 @@ test("one repetition has no deviation, and the table says what was measured", ()
   expect(run.stdout).toMatch(/^model memory: .* planned/m);
 });
 
+test("decoding is measured with a longer cache than the prompt's when asked", () => {
+  const run = place.run(["bench", "compiled", "--prompt", "4", "--depth", "100", "--tokens", "2", "--repeat", "1", "--threads", "1", "--batch", "2"]);
+  expect(run.code).toBe(0);
+  expect(run.stdout).toMatch(/batch 2, chunks of 100/);
+  expect(run.stdout).toMatch(/^decoded with 100 tokens in the cache$/m);
+});
+
 test.each([
   ["a prompt of no tokens", "compiled", ["--prompt", "0"], "plan/bad-count", 2],
   ["no tokens to decode", "compiled", ["--tokens", "0"], "plan/bad-count", 2],
   ["a prompt in words", "compiled", ["--prompt", "long"], "plan/bad-count", 2],
   ["half a batch", "compiled", ["--batch", "0.5"], "plan/bad-count", 2],
   ["no repetition", "compiled", ["--repeat", "0"], "plan/bad-count", 2],
+  ["no depth", "compiled", ["--depth", "0"], "plan/bad-count", 2],
+  ["a depth beyond the context", "compiled", ["--prompt", "4", "--depth", "127", "--tokens", "2"], "cli/bench-beyond-context", 2],
   ["no threads", "compiled", ["--threads", "0"], "plan/bad-count", 2],
   ["an empty chunk", "compiled", ["--chunk", ""], "plan/bad-count", 2],
   ["more tokens than the context", "compiled", ["--prompt", "100", "--tokens", "29"], "cli/bench-beyond-context", 2],

@@ -10,7 +10,7 @@ test("a folder for CUDA is planned with the bytes it stores, on devices with ker
   expect(compile("--quantize", "int8")).toMatchObject({ code: 0, stdout: expect.stringMatching(/model\.onnx +\S+ \S+ +opset 18, computes in bfloat16/) });
   const compiled = JSON.parse(place.run(["compile", checkpoint, "-o", "again", "--target", "cuda", "--quantize", "int8", "--json"]).stdout) as { files: { file: string; bytes: number }[]; graph: { functions: string[]; kernels: string[] } };
   expect(compiled.graph.functions).toEqual([]);
-  expect(compiled.graph.kernels).toEqual(["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "SelectTokens"].map((op) => `ai.layerweave::${op}`));
+  expect(compiled.graph.kernels).toEqual(["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "ResidualNorm", "SelectTokens"].map((op) => `ai.layerweave::${op}`));
 
   const planned = place.run(["plan", "out", "--device", "h100-80gb", "--json"]);
   expect(planned.code).toBe(0);

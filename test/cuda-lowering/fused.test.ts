@@ -6,7 +6,7 @@ import { load, verify } from "layerweave/runtime";
 import { inRepository, temporaryFolder } from "../support/folders.js";
 
 const fused: Target = { ...portable, name: "fused", fusedMixers: true, fusedNorms: true };
-const coarse = ["AttentionInner", "GatedMlp", "MambaInner", "MoE", "SelectTokens"].map((op) => `ai.layerweave::${op}`);
+const coarse = ["AttentionInner", "GatedMlp", "MambaInner", "MoE", "ResidualNorm", "SelectTokens"].map((op) => `ai.layerweave::${op}`);
 const tolerance = 1e-5;
 const out = await temporaryFolder();
 

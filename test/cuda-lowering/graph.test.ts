@@ -8,9 +8,9 @@ import { portable } from "../../compiler/targets/portable.js";
 import { storageFor } from "../../compiler/weights/storage.js";
 import { inRepository } from "../support/folders.js";
 
-const ours = ["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "SelectTokens"].map((op) => `ai.layerweave::${op}`);
+const ours = ["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "ResidualNorm", "SelectTokens"].map((op) => `ai.layerweave::${op}`);
 /** Kernels of ONNX Runtime's CUDA provider, and the shape of the logits. */
-const provided = ["Add", "Cast", "Concat", "Gather", "Gemm", "Reshape", "Shape", "SimplifiedLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"];
+const provided = ["Add", "Cast", "Concat", "Gather", "Gemm", "Reshape", "Shape", "SimplifiedLayerNormalization"];
 
 describe.each(["jamba-two-blocks", "falcon-mamba", "mistral-swa", "mixtral"])("%s", async (name) => {
   const layout = checkedLayout((await importCheckpoint(inRepository("test", "fixtures", "hf", name))).spec);

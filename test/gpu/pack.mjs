@@ -5,10 +5,12 @@
 //   node test/gpu/pack.mjs layerweave-gpu.tar.gz
 // There, in the repository's root:
 //   tar -xzf layerweave-gpu.tar.gz && node test/gpu/compile-models.mjs && node --test --test-concurrency=1 build/gpu-tests/test/gpu/
+//   node bench/jamba-h100/run.mjs …      as its first lines say
 import { execFileSync } from "node:child_process";
-import { cp, mkdir, mkdtemp, readFile, rm, stat } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
+import { openSource } from "#dist/cli/source.js";
 
 const root = join(import.meta.dirname, "..", "..");
 const [archive] = process.argv.slice(2);
@@ -22,7 +24,11 @@ try {
   await take("dist", isCode);
   await take(join("build", "gpu-tests"));
   await take(join("test", "gpu"));
-  await take(join("bench", "jamba-block"));
+  for (const bench of ["jamba-block", "jamba-h100"]) await take(join("bench", bench));
+  await mkdir(join(staging, "build", "layouts"), { recursive: true });
+  // What reads layouts in TypeScript is left out below.
+  for (const name of ["jamba-v0.1", "mixtral-8x7b"])
+    await writeFile(join(staging, "build", "layouts", `${name}.json`), JSON.stringify((await openSource(join(root, "examples", `${name}.ts`))).layout));
   for (const library of ["layerweave_native.node", "liblayerweave_ops.so", "liblayerweave_ops_cuda.so"]) {
     await mkdir(join(staging, "build", "native"), { recursive: true });
     await cp(join(native, library), join(staging, "build", "native", library));

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { dtypes, onCard, only, open, relativeError, temporaryFolder, tokens } from "./machine.js";
@@ -14,6 +15,9 @@ describe("state on a card", onCard, () => {
       await using state = await model.createState({ batch: 2 });
       await model.prefill(state, [tokens(33), tokens(7)]);
       await state.save(file);
+      // As it is on the card: a header, and 2 bytes for each number of 16 bits.
+      const { size } = await stat(file);
+      assert.ok(size >= state.compactBytes && size < state.compactBytes + 2 ** 16, `${size} bytes of ${state.compactBytes}`);
       const next = [[1], [2]];
       const expected = await model.forward(state, next);
       await using loaded = await model.loadState(file);
@@ -60,6 +64,44 @@ describe("state on a card", onCard, () => {
       await state.restore(snapshot);
       assert.deepEqual(await model.forward(state, [[3, 1, 4, 1, 5]], { logits: "all" }), expected);
     }
+  });
+
+  test("of 4.3 GB is kept and restored on the card", async (t) => {
+    await using model = await open("llama", "bfloat16");
+    const { session, manifest } = model;
+    // As many bytes as 262,144 tokens of Jamba-v0.1.
+    const perToken = manifest.state.reduce((sum, { shape }) => sum + shape.reduce<number>((n, d) => n * (typeof d === "number" ? d : 1), 2), 0);
+    const length = Math.floor(2 ** 32 / perToken);
+    const state = await session.createState(1, length);
+    const slotBytes = (length * perToken) / manifest.state.length;
+    const pattern = Uint8Array.from({ length: 4096 }, (_, i) => i % 97);
+    const places = [0, 2 ** 29 - 2048, slotBytes - pattern.length];
+    for (const slot of manifest.state.keys()) for (const from of places) await session.writeBytes(state, slot, [length], from, pattern);
+    const timed = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+      const start = performance.now();
+      const result = await work();
+      const seconds = (performance.now() - start) / 1000;
+      t.diagnostic(`${name}: ${(1000 * seconds).toFixed(1)} ms`);
+      assert.ok(seconds < 0.5, `${name} took ${seconds} s`);
+      return result;
+    };
+    const step = (of: number) => session.forward({ state: of, inputIds: BigInt64Array.of(5n), pastLengths: [length - 1], lengths: [1], logitIndices: BigInt64Array.of(0n) });
+    const logits = await step(state);
+    const kept = await timed("kept", async () => {
+      const copy = await session.createState(1, length);
+      await session.copyRow(state, 0, length, copy, 0);
+      await session.readBytes(copy, 0, [length], 0, 64);
+      return copy;
+    });
+    session.releaseState(state);
+    // The first run after it copies what is shared.
+    const restored = await timed("restored, and a step", async () => {
+      const copy = await session.copyState(kept);
+      assert.deepEqual(await step(copy), logits);
+      return copy;
+    });
+    for (const of of [kept, restored])
+      for (const slot of manifest.state.keys()) for (const from of places.slice(0, 2)) assert.deepEqual(Uint8Array.from(await session.readBytes(of, slot, [length], from, pattern.length)), pattern);
   });
 
   test("of attention alone is rewound exactly", async () => {

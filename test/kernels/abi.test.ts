@@ -17,7 +17,7 @@ const named = (ops: readonly string[]) => ops.map((op) => `${customDomain}::${op
 
 const libraries = [
   { name: "liblayerweave_ops", missing: "node scripts/build-native.mjs", ops: named(["CachedAttention", "CausalConv", "MoE", "QuantizedLinear", "SelectiveScan"]) },
-  { name: "liblayerweave_ops_cuda", missing: "node scripts/build-native.mjs where nvcc is", ops: named(["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "SelectTokens"]) },
+  { name: "liblayerweave_ops_cuda", missing: "node scripts/build-native.mjs where nvcc is", ops: named(["AttentionInner", "PackedLinear", "PackedMambaInner", "PackedMoE", "ResidualNorm", "SelectTokens"]) },
 ];
 /** Forms in between: passes turn them into packed ops, and without that their bodies run. */
 const withoutKernels = named(["GatedMlp", "MambaInner"]);

@@ -3,6 +3,7 @@ import { readFile, readdir, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import * as fc from "fast-check";
+import { StateFile, writeStateFile } from "#dist/runtime/state-file.js";
 import { PrefixCache, load, type Model, type State } from "#dist/runtime/index.js";
 import { codes, relativeError } from "../runtime/diagnostics.js";
 import { fakeModel, referenceLogits, removeFakes, vocabSize } from "../runtime/fake-model.js";
@@ -109,6 +110,35 @@ describe.each(backends)("a saved state on the %s backend", (backend) => {
       if (other === backend) expect(logits).toEqual(expected);
       else expect(relativeError(logits!, expected!)).toBeLessThan(1e-6);
     }
+  });
+
+  test("goes in pieces of any size, without what padding left behind", async () => {
+    await using model = await load(await fakeModel(), { backend });
+    const { session, manifest } = model;
+    const lengths = [30, 1, 9];
+    const state = await session.createState(3, 40);
+    await session.forward({ state, inputIds: BigInt64Array.from(tokens(90), BigInt), pastLengths: [0, 0, 0], lengths, logitIndices: new BigInt64Array(0) });
+    const read = (slot: number, from: number, count: number): Promise<Uint8Array> => session.readBytes(state, slot, lengths, from, count);
+    const [whole, file] = [join(out, "whole.state"), join(out, "pieces.state")];
+    await writeStateFile(whole, manifest, lengths, read);
+    const bytesOfKeys = 3 * 30 * 4 * 4;
+    const keys = await read(0, 0, bytesOfKeys);
+    lengths.forEach((length, row) => {
+      const own = keys.subarray(row * 480, (row + 1) * 480);
+      expect([own.subarray(0, length * 16).some((byte) => byte !== 0), own.subarray(length * 16).every((byte) => byte === 0)]).toEqual([true, true]);
+    });
+    for (const piece of [1, 7, 52, 1000]) {
+      await writeStateFile(file, manifest, lengths, read, piece);
+      expect((await readFile(file)).equals(await readFile(whole)), `pieces of ${piece}`).toBe(true);
+      await using opened = await StateFile.open(file, manifest);
+      const copy = await session.createState(3, 33);
+      for (const slot of manifest.state.keys()) for await (const { from, bytes } of opened.pieces(slot, piece)) await session.writeBytes(copy, slot, lengths, from, bytes);
+      await writeStateFile(file, manifest, lengths, (slot, from, count) => session.readBytes(copy, slot, lengths, from, count));
+      expect((await readFile(file)).equals(await readFile(whole)), `pieces of ${piece}, read again`).toBe(true);
+    }
+    await expect(read(0, bytesOfKeys - 1, 2)).rejects.toThrow();
+    const shared = await session.copyState(state);
+    await expect(session.writeBytes(shared, 0, lengths, 0, keys)).rejects.toThrow();
   });
 
   test("an empty one is too", async () => {

@@ -28,13 +28,7 @@ DeviceMemory::~DeviceMemory() {
   if (OrtStatus* status = api_.AllocatorFree(allocator_, data_)) api_.ReleaseStatus(status);
 }
 
-Device::Device(const NodeInfo& node) : api_(node.api) {
-  check(api_, api_.KernelInfoGetAllocator(node.info, OrtMemTypeDefault, &allocator_));
-  if (OrtStatus* status = api_.AllocatorGetInfo(allocator_, &memory_)) {
-    api_.ReleaseAllocator(allocator_);
-    check(api_, status);
-  }
-}
+Device::Device(const NodeInfo& node) : api_(node.api) { check(api_, api_.KernelInfoGetAllocator(node.info, OrtMemTypeDefault, &allocator_)); }
 
 cudaStream_t Device::stream(const Call& call) const {
   void* stream = nullptr;
@@ -43,25 +37,26 @@ cudaStream_t Device::stream(const Call& call) const {
 }
 
 DeviceMemory Device::scratch(const Call& call, int64_t bytes) const {
-  void* data = nullptr;
-  if (bytes > 0) check(api_, api_.KernelContext_GetScratchBuffer(call.context, memory_, static_cast<size_t>(bytes), &data));
-  return DeviceMemory(api_, allocator_, data);
-}
-
-DeviceMemory Device::lasting(int64_t bytes) const {
-  void* data = nullptr;
-  if (bytes > 0) check(api_, api_.AllocatorAlloc(allocator_, static_cast<size_t>(bytes), &data));
+  if (bytes <= 0) return DeviceMemory(api_, allocator_, nullptr);
+  OrtSyncStream* stream = nullptr;
+  check(api_, api_.KernelContext_GetSyncStream(call.context, &stream));
+  // Not KernelContext_GetScratchBuffer, which does the same but ends the process where there is no memory.
+  void* const data = allocator_->AllocOnStream(allocator_, static_cast<size_t>(bytes), stream);
+  if (data == nullptr) throw OpError("no memory for " + std::to_string(bytes) + " bytes on the card", ORT_FAIL);
   return DeviceMemory(api_, allocator_, data);
 }
 
 uint32_t* Counters::at_least(int64_t count, const Device& device, const Call& call) {
   if (count > count_) {
-    const int64_t grown = std::max(count, 2 * count_), bytes = grown * static_cast<int64_t>(sizeof(uint32_t));
-    memory_.push_back(device.lasting(bytes));
+    const int64_t grown = std::max(count, 2 * count_);
+    const size_t bytes = static_cast<size_t>(grown) * sizeof(uint32_t);
+    void* counters = nullptr;
+    succeed(cudaMalloc(&counters, bytes), "taking memory for counters");
+    memory_.emplace_back(static_cast<uint32_t*>(counters));
     count_ = grown;
-    succeed(cudaMemsetAsync(memory_.back().data(), 0, static_cast<size_t>(bytes), device.stream(call)), "setting counters to zero");
+    succeed(cudaMemsetAsync(counters, 0, bytes, device.stream(call)), "setting counters to zero");
   }
-  return memory_.empty() ? nullptr : static_cast<uint32_t*>(memory_.back().data());
+  return memory_.empty() ? nullptr : memory_.back().get();
 }
 
 CudaKernel::CudaKernel(const NodeInfo& node) : device_(node), dtype_(dtype_of(node)) {}
@@ -89,7 +84,7 @@ const float* scales(const Call& call, size_t index, const char* name, PackedType
 void launched(cudaError_t status) { succeed(status, "the launch"); }
 
 const std::vector<const Definition*>& definitions() {
-  static const ForBothTypes ops[] = {ForBothTypes(attention_inner), ForBothTypes(packed_linear), ForBothTypes(packed_mamba_inner), ForBothTypes(packed_moe), ForBothTypes(select_tokens)};
+  static const ForBothTypes ops[] = {ForBothTypes(attention_inner), ForBothTypes(packed_linear), ForBothTypes(packed_mamba_inner), ForBothTypes(packed_moe), ForBothTypes(residual_norm), ForBothTypes(select_tokens)};
   static const std::vector<const Definition*> all = [] {
     std::vector<const Definition*> list;
     for (const ForBothTypes& op : ops) list.insert(list.end(), {&op.bfloat16, &op.float16});

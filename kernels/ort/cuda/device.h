@@ -36,13 +36,10 @@ class Device {
   cudaStream_t stream(const Call& call) const;
   /// Memory for the call alone. Null for 0 bytes.
   DeviceMemory scratch(const Call& call, int64_t bytes) const;
-  /// Memory that is no call's.
-  DeviceMemory lasting(int64_t bytes) const;
 
  private:
   const OrtApi& api_;
   OrtAllocator* allocator_ = nullptr;
-  const OrtMemoryInfo* memory_ = nullptr;  // the allocator's own
 };
 
 /// Counters that a kernel finds at zero and leaves at zero. A captured graph may hold those of an earlier size, so none are
@@ -52,7 +49,11 @@ class Counters {
   uint32_t* at_least(int64_t count, const Device& device, const Call& call);
 
  private:
-  std::vector<DeviceMemory> memory_;  // the last is the largest
+  struct Free {
+    void operator()(uint32_t* counters) const { static_cast<void>(cudaFree(counters)); }
+  };
+  // Not from the arena, whose free piece they would cut in two. The last is the largest.
+  std::vector<std::unique_ptr<uint32_t, Free>> memory_;
   int64_t count_ = 0;
 };
 
@@ -101,6 +102,7 @@ Definition attention_inner(ONNXTensorElementDataType type);
 Definition packed_linear(ONNXTensorElementDataType type);
 Definition packed_mamba_inner(ONNXTensorElementDataType type);
 Definition packed_moe(ONNXTensorElementDataType type);
+Definition residual_norm(ONNXTensorElementDataType type);
 Definition select_tokens(ONNXTensorElementDataType type);
 
 }  // namespace layerweave::ort
