@@ -22,6 +22,13 @@ const testLines = async (name) =>
     return test === undefined ? [] : [{ test, result, seconds: Number(seconds), said }];
   });
 
+/** The lines of decode_chain_bench, in seconds. */
+const chainLines = async (name) =>
+  (await text(name))?.split("\n").flatMap((line) => {
+    const [, batch, median, best, bits] = /^batch +(\d+): +([\d.]+) us a step, best +([\d.]+), (.*)$/.exec(line) ?? [];
+    return batch === undefined ? [] : [{ batch: Number(batch), stepSeconds: Number(median) / 1e6, best: Number(best) / 1e6, bits }];
+  });
+
 const [card, driver] = execFileSync("nvidia-smi", ["--query-gpu=name,driver_version", "--format=csv,noheader"], { encoding: "utf8" }).trim().split("\n")[0].split(", ");
 const parts = {
   kernelTests: await testLines("tests.txt"),
@@ -29,6 +36,7 @@ const parts = {
   kernels: await json("kernels-card.json"),
   experts: await json("moe-card.json"),
   attention: await json("attention-card.json"),
+  decodeChain: await chainLines("chain.txt"),
   throughNode: await json("node.json"),
   jambaBlock: await json("block.json"),
 };

@@ -17,9 +17,12 @@ mkdir -p "$folder"
 limit() { timeout "${SECONDS_A_PART:-600}" "$@"; }
 for part in $parts; do
   case $part in
-    tests) limit "$root/kernels/test/run-all.sh" "$build" "$ort" | tee "$folder/tests.txt" ;;
-    sanitize) SANITIZE_ONLY=1 SANITIZE="memcheck racecheck" limit "$root/kernels/test/run-all.sh" "$build" | tee "$folder/sanitize.txt" ;;
-    kernels) limit "$root/bench/kernels/run-all.sh" "$build" "$folder" card "$ort" >"$folder/kernels.log" ;;
+    tests) JOBS=4 limit "$root/kernels/test/run-all.sh" "$build" "$ort" | tee "$folder/tests.txt" ;;
+    sanitize) JOBS=4 SANITIZE_ONLY=1 SANITIZE="memcheck racecheck" limit "$root/kernels/test/run-all.sh" "$build" | tee "$folder/sanitize.txt" ;;
+    kernels)
+      limit "$root/bench/kernels/run-all.sh" "$build" "$folder" card "$ort" >"$folder/kernels.log"
+      limit "$build/decode_chain_bench" | tee "$folder/chain.txt"
+      ;;
     node)
       node "$root/test/gpu/compile-models.mjs"
       limit node --test --test-concurrency=1 --test-reporter="$root/test/gpu/json-reporter.mjs" "$root/build/gpu-tests/test/gpu/" >"$folder/node.json" || true
