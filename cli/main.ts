@@ -17,7 +17,7 @@ import type { SweepOptions } from "./commands/sweep.js";
 import type { VerifyOptions } from "./commands/verify.js";
 import { cliDiagnostics } from "./diagnostics.js";
 import { handleInterrupts, Interrupted } from "./interrupt.js";
-import type { BackendName } from "../runtime/index.js";
+import type { BackendName, WeightPlace } from "../runtime/index.js";
 import type { SourceOptions } from "./source.js";
 import { Terminal } from "./terminal.js";
 
@@ -40,11 +40,16 @@ const natural = (text: string): number => {
 const listed = (text: string, before: readonly string[] = []): readonly string[] => [...before, text];
 
 const backends = ["auto", "native", "portable"] as const satisfies readonly BackendName[];
+const weightPlaces = ["copied", "mapped"] as const satisfies readonly WeightPlace[];
 const backend = (): Option => new Option("--backend <name>", "what runs the graph: native where it can be used, or portable (stock ONNX Runtime)").choices(backends).default("auto");
 
 /** Where a compiled folder runs. */
 const device = (command: Command): Command =>
-  command.addOption(backend()).option("--device <name>", "cpu, or cuda:0 and so on for a folder compiled for CUDA (default: what it was compiled for)").option("--no-cuda-graphs", "run every decode step by itself instead of repeating a captured one");
+  command
+    .addOption(backend())
+    .option("--device <name>", "cpu, or cuda:0 and so on for a folder compiled for CUDA (default: what it was compiled for)")
+    .option("--no-cuda-graphs", "run every decode step by itself instead of repeating a captured one")
+    .addOption(new Option("--weights <place>", "where int8 weights lie on the CPU: copied into memory, or in their mapped files, slower but shared by processes").choices(weightPlaces).default("copied"));
 
 const source = ["<source>", "layout file (.ts), Hugging Face folder or compiled folder"] as const;
 const allowUnknownKeys = ["--allow-unknown-keys", "report unknown keys of a config.json as warnings"] as const;

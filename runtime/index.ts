@@ -6,7 +6,7 @@
  * for await (const { text } of model.generate("In the beginning ")) process.stdout.write(text);
  * ```
  */
-export { load, type LoadOptions } from "./load.js";
+export { load, type LoadOptions, type WeightPlace } from "./load.js";
 export type { MemoryParts, Model, ModelMemory, PrefillOptions } from "./model.js";
 export type { LogitsWanted, Snapshot, State } from "./state.js";
 export type { BackendChoice, Card, CardMemory, DeviceRates, SlotContent, StepTimes } from "./backends/backend.js";

@@ -11,6 +11,9 @@ import { runtimeDiagnostics } from "./diagnostics.js";
 import { Model } from "./model.js";
 import { Tokenizer } from "./tokenizer.js";
 
+const weightPlaces = ["copied", "mapped"] as const;
+export type WeightPlace = (typeof weightPlaces)[number];
+
 export interface LoadOptions {
   /** Threads that compute one operator together. Default: as many as this process may use. */
   readonly threads?: number;
@@ -20,6 +23,12 @@ export interface LoadOptions {
   readonly device?: string;
   /** Repeats decode steps as captured CUDA graphs, which changes no result. Default true; for folders compiled for CUDA only. */
   readonly cudaGraphs?: boolean;
+  /**
+   * Where int8 weights lie for the native runtime's CPU kernels. `copied`, the default: in memory of the process, in large pages
+   * where the system has them, from which a token is decoded about twice as fast. `mapped`: in their files, in pages that processes
+   * share and the system can take back; a file that is cut short while it is mapped ends the process (SIGBUS). Both count alike.
+   */
+  readonly weights?: WeightPlace;
   /** Told of the bytes of weights loaded so far and of those in all, where they go to a card. */
   readonly onProgress?: (loaded: number, total: number) => void;
   /** Bytes that all models of this process may use together. Default: what was available before the first of them was opened. */
@@ -48,9 +57,10 @@ const usualContext = 8192;
  *   `runtime/wrong-target`, `runtime/cuda-…` saying what a card can't be used for, `plan/over-budget`, `plan/bad-count`
  */
 export async function load(folder: string, options: LoadOptions = {}): Promise<Model> {
-  const { threads = availableParallelism(), backend: wanted = "auto", device, cudaGraphs = true, onProgress, budget, batch = 1, force = false } = options;
+  const { threads = availableParallelism(), backend: wanted = "auto", device, cudaGraphs = true, weights = "copied", onProgress, budget, batch = 1, force = false } = options;
   if (!Number.isInteger(threads) || threads < 1) fail(runtimeDiagnostics["bad-option"], { option: "threads", expected: "a positive integer", found: String(threads) });
   if (!backendNames.includes(wanted)) fail(runtimeDiagnostics["bad-option"], { option: "backend", expected: `one of ${backendNames.join(", ")}`, found: String(wanted) });
+  if (!weightPlaces.includes(weights)) fail(runtimeDiagnostics["bad-option"], { option: "weights", expected: `one of ${weightPlaces.join(", ")}`, found: String(weights) });
   if (budget !== undefined && !(budget > 0)) fail(runtimeDiagnostics["bad-option"], { option: "budget", expected: "a positive number of bytes", found: String(budget) });
   const manifest = await readManifest(folder);
   const { backend, choice } = await backendFor(manifest.target, folder, wanted, device);
@@ -62,7 +72,7 @@ export async function load(folder: string, options: LoadOptions = {}): Promise<M
   const limited = withContext(manifest, options.context);
   const reservation = new MemoryReservation(manifest, { budget, context: limited.model.contextLength ?? usualContext, batch, chunk, force }, choice);
   try {
-    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, arenaBytes: reservation.plan.holders.arena, onProgress });
+    const session = await backend.open({ folder, manifest: limited, threads, cudaGraphs, mappedWeights: weights === "mapped", arenaBytes: reservation.plan.holders.arena, onProgress });
     return new Model(folder, limited, session, tokenizer, choice, reservation);
   } catch (error) {
     reservation[Symbol.dispose]();

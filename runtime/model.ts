@@ -80,8 +80,8 @@ export class Model implements AsyncDisposable, StateOwner {
   /**
    * Feeds one run of new tokens to every row of a state. Rows may differ in length, but none may be empty.
    * A run that fails leaves the state as it was.
-   * @param options `transient`: the logits are needed until the state's next run only, which may overwrite them; on a card that
-   *   saves copying them once more, into memory that is new each time.
+   * @param options `transient`: the logits are needed until the state's next run only, which may overwrite them: they don't take
+   *   memory that is new each time, and on a card aren't copied once more.
    * @returns per row, logits [n, V] row-major: n = 0 (`none`), 1 (`last`, default), or the row's length (`all`).
    * @throws LayerweaveError `runtime/row-count`, `runtime/empty-prompt`, `runtime/bad-token`, `runtime/context-exceeded`,
    *   `runtime/foreign-state`, `runtime/run-failed`, `runtime/worker-stopped`, `runtime/closed`

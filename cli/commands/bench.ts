@@ -5,7 +5,7 @@ import { planModelOf } from "../../core/plan/model.js";
 import { plan, type PlanBytes } from "../../core/plan/plan.js";
 import type { Bound } from "../../core/plan/roofline.js";
 import { formatBytes as formatDecimalBytes, parseBytes, parseCount } from "../../core/plan/sizes.js";
-import { type BackendName, type DeviceRates, load, type Model, type ModelMemory, type StepTimes } from "../../runtime/index.js";
+import { type BackendName, type DeviceRates, load, type Model, type ModelMemory, type StepTimes, type WeightPlace } from "../../runtime/index.js";
 import type { DeviceSampling } from "../../runtime/backends/backend.js";
 import { readManifest, usualChunk } from "../../runtime/load.js";
 import { cliDiagnostics } from "../diagnostics.js";
@@ -29,6 +29,7 @@ export interface BenchOptions {
   readonly backend?: BackendName;
   readonly device?: string;
   readonly cudaGraphs?: boolean;
+  readonly weights?: WeightPlace;
 }
 
 /** What is run in each repetition. */
@@ -96,6 +97,7 @@ export async function bench(terminal: Terminal, folder: string, options: BenchOp
     threads,
     backend: options.backend ?? "auto",
     cudaGraphs: options.cudaGraphs ?? true,
+    weights: options.weights ?? "copied",
     onProgress: loadingStatus(terminal, folder),
     ...(options.device === undefined ? {} : { device: options.device }),
     ...(budget === undefined ? {} : { budget }),

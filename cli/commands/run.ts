@@ -1,7 +1,7 @@
 import { text as readAll } from "node:stream/consumers";
 import { fail, invariant } from "../../core/diagnostics.js";
 import { parseBytes, parseCount } from "../../core/plan/sizes.js";
-import { type BackendName, type GenerateOptions, type GenerationStats, load, type Prompt } from "../../runtime/index.js";
+import { type BackendName, type GenerateOptions, type GenerationStats, load, type Prompt, type WeightPlace } from "../../runtime/index.js";
 import { cliDiagnostics } from "../diagnostics.js";
 import { formatBytes } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
@@ -23,15 +23,17 @@ export interface RunOptions extends Omit<GenerateOptions, "signal" | "stopTokenI
   readonly backend?: BackendName;
   readonly device?: string;
   readonly cudaGraphs?: boolean;
+  readonly weights?: WeightPlace;
 }
 
 /** Continues a prompt: the new text on standard output as it is made, speed and memory on standard error. */
-export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, backend = "auto", device, cudaGraphs = true, ...options }: RunOptions): Promise<void> {
+export async function run(terminal: Terminal, folder: string, { prompt, tokenIds, chat = false, context, budget, force = false, backend = "auto", device, cudaGraphs = true, weights = "copied", ...options }: RunOptions): Promise<void> {
   const given = tokenIds ?? (await readPrompt(prompt));
   terminal.status(`loading ${folder}`);
   await using model = await load(folder, {
     backend,
     cudaGraphs,
+    weights,
     force,
     onProgress: loadingStatus(terminal, folder),
     ...(device === undefined ? {} : { device }),

@@ -1,4 +1,4 @@
-import { type BackendName, load, verify, type Verification } from "../../runtime/index.js";
+import { type BackendName, load, verify, type Verification, type WeightPlace } from "../../runtime/index.js";
 import { formatTable } from "../format.js";
 import { untilInterrupted } from "../interrupt.js";
 import { loadingStatus } from "../loading.js";
@@ -12,6 +12,7 @@ export interface VerifyOptions {
   readonly backend: BackendName;
   readonly device?: string;
   readonly cudaGraphs: boolean;
+  readonly weights: WeightPlace;
 }
 
 /** Compares a compiled model with a reference. @returns whether every error is within the tolerance. */

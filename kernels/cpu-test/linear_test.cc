@@ -78,6 +78,7 @@ int main() {
       {"one channel", 40, 17, 1, true},
       {"one input", 40, 1, 17, false},
       {"no rows", 0, 32, 32, true},
+      {"no channels", 1, 32, 0, true},
       {"one activation far beyond the others", 3, 700, 33, false, [](std::vector<float>& x) { x[5] = 1000; }},
       {"the same in a panel", 33, 700, 33, false, [](std::vector<float>& x) { x[5] = 1000; }},
       {"a block of zeros, one of tiny numbers", 12, 600, 33, true, [](std::vector<float>& x) { std::fill_n(x.begin(), 256, 0.0f), std::fill_n(x.begin() + 256, 256, 1e-42f); }},

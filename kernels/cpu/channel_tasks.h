@@ -15,7 +15,8 @@ namespace layerweave::cpu {
 template <class F>
 void for_channels(const Parallel& parallel, int64_t batch, int64_t channels, int64_t most, F&& body) {
   constexpr int64_t kLine = 64;
-  const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  // Asked once: to answer, the C library reads a file.
+  static const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
   const int64_t wanted = (batch * channels / (2 * cores) + kLine - 1) / kLine * kLine;
   const int64_t width = std::clamp<int64_t>(wanted, kLine, std::max(kLine, std::min(most, kMaxTaskChannels)));
   const int64_t tasks = (channels + width - 1) / width;

@@ -26,7 +26,10 @@ RoundedRows rounded_rows(const LinearParams& p, int64_t rows) {
 void few_rows(const LinearParams& p, const WeightMatrix& weights, const Parallel& parallel, const KernelTable& kernels) {
   const RoundedRows x = rounded_rows(p, p.rows);
   for (int64_t m = 0; m < p.rows; ++m) kernels.round_row(p.x + m * p.depth, p.depth, x.from(m, p.depth));
-  const int64_t count = blocks(p.width, kBlockRows), grain = std::max<int64_t>(1, kTaskWork / std::max<int64_t>(1, kBlockRows * p.depth));
+  if (p.width == 0) return;
+  // As few tasks as are worth starting, of about the same size.
+  const int64_t count = blocks(p.width, kBlockRows), tasks = blocks(count, std::max<int64_t>(1, kTaskWork / (kBlockRows * p.depth)));
+  const int64_t grain = blocks(count, tasks);
   parallel_for(parallel, blocks(count, grain), [&](int64_t task) {
     const int64_t begin = task * grain * kBlockRows, end = std::min(p.width, (task + 1) * grain * kBlockRows);
     kernels.dot_rounded(weights, p.depth, begin, end, x, p.rows, p.y, p.width);

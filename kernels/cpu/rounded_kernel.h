@@ -107,6 +107,10 @@ inline void multiply_rounded(const WeightMatrix& matrix, int64_t depth, int64_t 
   }
 }
 
+/// How far ahead weights are asked for: the hardware stops at the end of each 4 KB, and where they lie in large pages the processor
+/// may go on.
+inline constexpr int64_t kReadAhead = 4096;
+
 /// out[r * out_row] = w . x for kRows rows of x and one row of weights: one stream of weights is read faster than several.
 template <int64_t kRows>
 LAYERWEAVE_INLINE void dot_rounded_row(const int8_t* w, float scale, int64_t depth, const int16_t* values, const float* scales, float* out, int64_t out_row) {
@@ -127,6 +131,7 @@ LAYERWEAVE_INLINE void dot_rounded_row(const int8_t* w, float scale, int64_t dep
     for (; k + 4 * kLanes <= end; k += 4 * kLanes) {
       Shorts first, second;
       load_shorts(w + k, first, second);
+      will_read_first(w, k + kReadAhead);
       add(k, first, second);
     }
     if (k < end) add(k, load_shorts(w + k, smaller(2 * kLanes, end - k)), load_shorts(w + k + 2 * kLanes, larger(0, end - k - 2 * kLanes)));

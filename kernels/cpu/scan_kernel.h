@@ -6,6 +6,8 @@ inline constexpr int64_t kStateChunk = LAYERWEAVE_STATE_CHUNK;
 
 /// Up to here reading the state as it lies, states across the lanes, beats turning it around for channels across the lanes.
 inline constexpr int64_t kFewTokens = 4;
+/// Floats between the request for a state and its use there: 4 KB, where the hardware stops.
+inline constexpr int64_t kScanAhead = 1024;
 
 /// What the recurrence takes from and adds to one token and block of channels.
 struct ScanToken {
@@ -113,17 +115,31 @@ inline void scan_few_tokens(const ScanRow& scan, int64_t begin, int64_t end) {
       store(driven[t] + channel - begin, token.driven);
       store(sums[t] + channel - begin, token.sum);
     }
-  for (int64_t channel = begin; channel < end; ++channel)
+  for (int64_t first = begin; first < end; first += kLanes)
     for (int64_t n = 0; n < states; n += kLanes) {
-      const int64_t lanes = smaller(kLanes, states - n);
-      const int64_t at = (scan.row * p.channels + channel) * states + n;
-      const Floats a = exp(load(p.a_log + channel * states + n, lanes)) * -kLog2E;
-      Floats h = load(p.state_in + at, lanes);
-      for (int64_t t = 0; t < p.tokens; ++t) {
-        if (t < scan.length) h = exp2_of_small(a * step[t][channel - begin]) * h + load(scan.at(p.b, p.b_row_stride, t) + n, lanes) * driven[t][channel - begin];
-        sums[t][channel - begin] += sum(h * load(scan.at(p.c, p.c_row_stride, t) + n, lanes));
+      const int64_t lanes = smaller(kLanes, states - n), count = smaller(kLanes, end - first);
+      // Each channel's products with C, to be summed together.
+      Floats products[kFewTokens][kLanes];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t channel = first + i, at = (scan.row * p.channels + channel) * states + n;
+        will_read(p.a_log, channel * states + n + kScanAhead);
+        will_read(p.state_in, at + kScanAhead);
+        will_write(p.state_out, at + kScanAhead);
+        const Floats a = exp(load(p.a_log + channel * states + n, lanes)) * -kLog2E;
+        Floats h = load(p.state_in + at, lanes);
+        for (int64_t t = 0; t < p.tokens; ++t) {
+          if (t < scan.length) h = exp2_of_small(a * step[t][channel - begin]) * h + load(scan.at(p.b, p.b_row_stride, t) + n, lanes) * driven[t][channel - begin];
+          products[t][i] = h * load(scan.at(p.c, p.c_row_stride, t) + n, lanes);
+        }
+        store(p.state_out + at, h, lanes);
       }
-      store(p.state_out + at, h, lanes);
+      for (int64_t t = 0; t < p.tokens; ++t) {
+        for (int64_t i = count; i < kLanes; ++i) products[t][i] = Floats{};
+        transpose(products[t]);
+        Floats total = load(sums[t] + first - begin);
+        for (int64_t i = 0; i < kLanes; ++i) total += products[t][i];
+        store(sums[t] + first - begin, total);
+      }
     }
   for (int64_t t = 0; t < p.tokens; ++t)
     for (int64_t channel = begin; channel < end; channel += kLanes) scan.finish_token(t, channel, smaller(kLanes, end - channel), load(sums[t] + channel - begin));

@@ -140,15 +140,24 @@ LAYERWEAVE_INLINE Floats load(const T* p, int64_t count) {
 /// The first `count` of the integers that load_shorts reads, 0 behind them.
 LAYERWEAVE_INLINE Shorts load_shorts(const int8_t* p, int64_t count) {
   if (count == 2 * kLanes) return load_shorts(p);
+#if LAYERWEAVE_LANES == 16
+  return reinterpret_cast<Shorts>(_mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8((uint32_t{1} << count) - 1, p)));
+#else
   int8_t padded[2 * kLanes] = {};
   for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
   return load_shorts(padded);
+#endif
 }
 
 /// Asks for the cache line of an element that is read, or overwritten, soon; the address may lie outside of everything.
 template <class T>
 LAYERWEAVE_INLINE void will_read(const T* base, int64_t offset) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset) * sizeof(T)), 0, 2);
+}
+/// The same into the nearest cache.
+template <class T>
+LAYERWEAVE_INLINE void will_read_first(const T* base, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset) * sizeof(T)), 0, 3);
 }
 LAYERWEAVE_INLINE void will_write(const float* base, int64_t offset) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset) * sizeof(float)), 1, 2);
@@ -214,7 +223,8 @@ LAYERWEAVE_INLINE void store_sums(float* p, Floats a, Floats b, Floats c, Floats
   Floats lanes = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
   lanes += _mm512_shuffle_ps(lanes, lanes, 0x4e);
   lanes += _mm512_shuffle_ps(lanes, lanes, 0xb1);
-  _mm512_mask_compressstoreu_ps(p, 0x1111, lanes);
+  // Compressed in a register: some processors take a hundred cycles to do so in memory.
+  _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, lanes)));
 #elif LAYERWEAVE_LANES == 8
   const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
   _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));

@@ -60,7 +60,7 @@ const OrtApi* inference_api = nullptr;
 /// A tensor's type and shape as shape inference has it.
 struct KnownShape {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  Shape extents;                   // -1 where only a name is known
+  std::vector<int64_t> extents;    // -1 where only a name is known
   std::vector<const char*> names;  // "" where there is a number
 
   KnownShape(const OrtApi& api, const OrtShapeInferContext* context, size_t input) {
@@ -133,7 +133,24 @@ OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* op, OrtShapeInferContext
   });
 }
 
+Tensor tensor_of(const OrtApi& api, const OrtValue* value) {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  const int64_t* extents = nullptr;
+  size_t rank = 0;
+  check(api, api.GetTensorElementTypeAndShapeDataReference(value, &type, &extents, &rank));
+  void* data = nullptr;
+  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return {type, data, {extents, rank}};
+}
+
 }  // namespace
+
+Shape::Shape(const int64_t* extents, size_t rank) : rank_(rank) {
+  if (rank > kMostAxes) throw OpError("expected tensors of at most " + std::to_string(kMostAxes) + " axes; got " + std::to_string(rank));
+  std::copy_n(extents, rank, extents_.begin());
+}
+
+bool Shape::operator==(const Shape& other) const { return rank_ == other.rank_ && std::equal(data(), data() + rank_, other.data()); }
 
 std::string print(const Shape& shape) {
   std::string text = "[";
@@ -141,10 +158,10 @@ std::string print(const Shape& shape) {
   return text + "]";
 }
 
-void expect(bool condition, const char* expectation, const std::vector<const Shape*>& shapes) {
+void expect(bool condition, const char* expectation, std::initializer_list<const Shape*> shapes) {
   if (condition) return;
   std::string text = std::string("expected ") + expectation + "; got ";
-  for (size_t i = 0; i < shapes.size(); ++i) text += (i ? ", " : "") + print(*shapes[i]);
+  for (const Shape* const* shape = shapes.begin(); shape != shapes.end(); ++shape) text += (shape != shapes.begin() ? ", " : "") + print(**shape);
   throw OpError(text);
 }
 
@@ -205,6 +222,19 @@ ONNXTensorElementDataType NodeInfo::input_type(size_t index) const {
   return element;
 }
 
+size_t NodeInfo::input_count() const {
+  size_t count = 0;
+  check(api, api.KernelInfo_GetInputCount(info, &count));
+  return count;
+}
+
+std::optional<Tensor> NodeInfo::constant(size_t index) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+  return is_constant ? std::optional(tensor_of(api, value)) : std::nullopt;
+}
+
 size_t Call::input_count() const {
   size_t count = 0;
   check(api, api.KernelContext_GetInputCount(context, &count));
@@ -217,37 +247,11 @@ bool Call::has(size_t index) const {
   return value != nullptr;
 }
 
-const OrtValue* Call::input_value(size_t index) const {
+Tensor Call::tensor(size_t index) const {
   const OrtValue* value = nullptr;
   check(api, api.KernelContext_GetInput(context, index, &value));
   if (!value) throw OpError("input " + std::to_string(index) + " is missing");
-  return value;
-}
-
-const void* Call::data_of(const OrtValue* value) const {
-  void* data = nullptr;
-  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  return data;
-}
-
-ONNXTensorElementDataType Call::element_type(size_t index) const {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api, api.GetTensorTypeAndShape(input_value(index), &info));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owned(info, api.ReleaseTensorTypeAndShapeInfo);
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  check(api, api.GetTensorElementType(info, &type));
-  return type;
-}
-
-Shape Call::shape_of(const OrtValue* value) const {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api, api.GetTensorTypeAndShape(value, &info));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owned(info, api.ReleaseTensorTypeAndShapeInfo);
-  size_t rank = 0;
-  check(api, api.GetDimensionsCount(info, &rank));
-  Shape shape(rank);
-  check(api, api.GetDimensions(info, shape.data(), rank));
-  return shape;
+  return tensor_of(api, value);
 }
 
 void* Call::output_data(size_t index, const Shape& shape) const {

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -35,9 +37,33 @@ class OpError : public std::runtime_error {
 /// Throws what a status says is wrong, and releases it.
 void check(const OrtApi& api, OrtStatus* status);
 
-using Shape = std::vector<int64_t>;
+/// The extents of a tensor. They lie here and not on the heap: ops with a hundred inputs look at each in every call.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> extents) : Shape(extents.begin(), extents.size()) {}
+  Shape(const int64_t* extents, size_t rank);
+  size_t size() const { return rank_; }
+  bool empty() const { return rank_ == 0; }
+  int64_t operator[](size_t axis) const { return extents_[axis]; }
+  const int64_t* data() const { return extents_.data(); }
+  bool operator==(const Shape& other) const;
+  bool operator!=(const Shape& other) const { return !(*this == other); }
+
+ private:
+  static constexpr size_t kMostAxes = 4;
+  std::array<int64_t, kMostAxes> extents_{};
+  size_t rank_ = 0;
+};
 
 std::string print(const Shape& shape);
+
+/// A tensor's elements, which stay ONNX Runtime's.
+struct Tensor {
+  ONNXTensorElementDataType type;
+  const void* data;
+  Shape shape;
+};
 
 /// A node while its kernel is made. All attributes of our ops are required.
 class NodeInfo {
@@ -48,6 +74,9 @@ class NodeInfo {
   std::string text(const char* name) const;
   std::string node_name() const;
   ONNXTensorElementDataType input_type(size_t index) const;
+  size_t input_count() const;
+  /// An input that is the same in every call, and stays where it is; null where it isn't.
+  std::optional<Tensor> constant(size_t index) const;
 
   const OrtApi& api;
   const OrtKernelInfo* const info;
@@ -67,11 +96,12 @@ class Call {
   size_t input_count() const;
   /// Whether an optional input is given.
   bool has(size_t index) const;
-  ONNXTensorElementDataType element_type(size_t index) const;
+  ONNXTensorElementDataType element_type(size_t index) const { return tensor(index).type; }
+  Tensor tensor(size_t index) const;
   template <class T>
   Input<T> input(size_t index) const {
-    const OrtValue* value = input_value(index);
-    return {static_cast<const T*>(data_of(value)), shape_of(value)};
+    const Tensor given = tensor(index);
+    return {static_cast<const T*>(given.data), given.shape};
   }
   template <class T>
   T* output(size_t index, const Shape& shape) const {
@@ -82,9 +112,6 @@ class Call {
   OrtKernelContext* const context;
 
  private:
-  const OrtValue* input_value(size_t index) const;
-  const void* data_of(const OrtValue* value) const;
-  Shape shape_of(const OrtValue* value) const;
   void* output_data(size_t index, const Shape& shape) const;
 };
 
@@ -139,7 +166,7 @@ class Op : public OrtCustomOp {
 void set_inference_api(const OrtApi* api);
 
 /// Throws unless the condition holds. `shapes` are those of the inputs concerned.
-void expect(bool condition, const char* expectation, const std::vector<const Shape*>& shapes);
+void expect(bool condition, const char* expectation, std::initializer_list<const Shape*> shapes);
 
 /// Throws what a kernel says is wrong.
 void succeed(const char* wrong);

@@ -15,8 +15,8 @@ using namespace layerweave::ort;
 
 constexpr const char* kDomain = "ai.layerweave";
 
-/// The first version with all that the ops need: in-place maps came last.
-constexpr uint32_t kOldestApi = 18;
+/// The first version with all that the ops need: a tensor's shape without a copy came last.
+constexpr uint32_t kOldestApi = 24;
 
 /// What must outlive the sessions it was registered for: until this library is unloaded.
 struct Registered {

@@ -9,6 +9,8 @@ export interface OpenRequest {
   readonly threads: number;
   /** Repeats decode steps as captured CUDA graphs; for a CUDA backend only. */
   readonly cudaGraphs: boolean;
+  /** Leaves weights that kernels could read from a copy in their mapped files; for the native backend on the CPU only. */
+  readonly mappedWeights: boolean;
   /** Planned for activations and workspace; on a card taken at once. */
   readonly arenaBytes: number;
   /** Told of the bytes of weights loaded so far and of those in all, by a backend that loads them itself. */

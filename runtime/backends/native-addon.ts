@@ -55,10 +55,10 @@ export interface AddonSession {
   releaseState(state: StateId): Promise<void>;
   /** Ids [B, T], past lengths [B], lengths [B], logit indices [B, L] → logits [B, L, V] */
   forward(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array): Promise<Float32Array>;
+  /** As `forward`, to the beginning of `into`, which must be kept until this is settled → how many logits there are */
+  forwardInto(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array, into: Float32Array): Promise<number>;
   /** The following on a card only, up to `decode`. Page-locked memory for logits. */
   pinnedLogits(count: number): Promise<Float32Array>;
-  /** As `forward`, to an array of `pinnedLogits`, which must be kept until this is settled → how many logits there are */
-  forwardInto(state: StateId, inputIds: BigInt64Array, pastLengths: BigInt64Array, lengths: BigInt64Array, logitIndices: BigInt64Array, into: Float32Array): Promise<number>;
   createSampler(rows: readonly DeviceSamplingOptions[]): Promise<SamplerId>;
   releaseSampler(sampler: SamplerId): Promise<void>;
   /** As `forward` with L = 1; `chosen` [B] is 0 or 1 → token ids [B] */

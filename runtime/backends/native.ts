@@ -37,7 +37,6 @@ class NativeSession implements BackendSession {
   #closing: Promise<void> | undefined;
   #logitsPeak = 0;
   readonly sampling: DeviceSampling | undefined;
-  readonly lendLogits: BackendSession["lendLogits"];
 
   constructor(
     private readonly session: AddonSession,
@@ -62,7 +61,10 @@ class NativeSession implements BackendSession {
           return { done: this.#run("run the model", () => decoding.done), stop: () => decoding.stop() };
         },
       };
-    if (owner === "card") this.lendLogits = (count) => this.#run("hold logits", () => session.pinnedLogits(count));
+  }
+
+  lendLogits(count: number): Promise<Float32Array> {
+    return this.#run("hold logits", async () => (this.owner === "card" ? this.session.pinnedLogits(count) : new Float32Array(count)));
   }
 
   createState(batch: number, capacity: number): Promise<StateId> {
@@ -160,7 +162,7 @@ export function weightsInOrder(folder: string, manifest: Manifest): AddonWeight[
 export async function openSession(
   { addon, library }: NativeRuntime,
   kernels: string,
-  { folder, manifest, threads, onProgress }: OpenRequest,
+  { folder, manifest, threads, mappedWeights, onProgress }: OpenRequest,
   cuda?: AddonSessionOptions["cuda"],
 ): Promise<BackendSession> {
   const { graph, inputs, outputs, model } = manifest;
@@ -178,7 +180,7 @@ export async function openSession(
     logits: outputs.logits.name,
     state: manifest.state.map(slotOptions),
     // Our kernels read int8 weights as they are stored; what ONNX Runtime widens or packs it copies itself.
-    copied: cuda || kernels === "" ? [] : weightsInOrder(folder, manifest).filter(({ dtype }) => dtype === "int8"),
+    copied: cuda || kernels === "" || mappedWeights ? [] : weightsInOrder(folder, manifest).filter(({ dtype }) => dtype === "int8"),
     ...(cuda ? { cuda } : {}),
     ...(onProgress ? { onProgress } : {}),
   };

@@ -323,12 +323,12 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
     });
   }
 
-  /** As `forward`, with the logits written to an array of `pinnedLogits`, which the caller keeps until this is settled: how many there are. */
+  /** As `forward`, with the logits written to an array that the caller keeps until this is settled: how many there are. */
   Napi::Value forward_into(const Napi::CallbackInfo& info) {
     ForwardCall call{id(info[0]), int64s(info[1]), int64s(info[2]), int64s(info[3]), int64s(info[4])};
     auto into = info[5].As<Napi::Float32Array>();
-    return submit(info, [call = std::move(call), logits = into.Data(), room = into.ElementLength()](auto& session) {
-      return [count = on_card(*session).forward_into(call, logits, room)](Napi::Env env) { return Napi::Number::New(env, static_cast<double>(count)); };
+    return submit(info, [call = std::move(call), logits = into.Data(), room = into.ElementLength()](auto& session) mutable {
+      return [count = session->forward_into(call, logits, room)](Napi::Env env) { return Napi::Number::New(env, static_cast<double>(count)); };
     });
   }
 

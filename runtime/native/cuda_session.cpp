@@ -246,13 +246,8 @@ PinnedMemory CudaSession::lend(size_t bytes) const {
   return {memory.get(), give_back};
 }
 
-size_t CudaSession::forward_into(const ForwardCall& call, float* logits, size_t room) {
-  // Before the run: one that fails afterwards would have changed the state.
-  const Extents asked = extents_of(state_of(call.state), call);
-  const auto count = static_cast<size_t>(asked.batch * asked.wanted * spec_.vocab_size);
-  if (count > room) throw std::logic_error("there is room for " + std::to_string(room) + " of " + std::to_string(count) + " logits");
+void CudaSession::run_into(ForwardCall& call, float* logits, size_t count) {
   run_and_receive(call, [&](Exchange& exchange, const Extents&) { exchange.receive(count, logits); });
-  return count;
 }
 
 std::vector<int64_t> CudaSession::forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen, const std::function<void()>& meanwhile) {

@@ -26,13 +26,9 @@ class CudaSession : public Session {
 
   void release_state(StateId id) override;
   std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) override;
-  /** As `forward`, with the logits brought to page-locked memory that the caller lends: room for `room` of them. @returns how many */
-  size_t forward_into(const ForwardCall& call, float* logits, size_t room);
   /** Page-locked memory that any thread may give back, when the session has ended too. */
   PinnedMemory lend(size_t bytes) const;
   Memory memory() const override;
-  /** A step that is decoded by one token at a time is soon followed by the next. */
-  std::chrono::microseconds patience() const override { return std::chrono::microseconds(200); }
 
   SamplerId create_sampler(const std::vector<SampledRow>& rows);
   void release_sampler(SamplerId id);
@@ -120,6 +116,7 @@ class CudaSession : public Session {
   void run_and_receive(const ForwardCall& call, Receive receive);
   /** `meanwhile` is called while the card works. */
   std::vector<int64_t> forward_sampled(const ForwardCall& call, SamplerId id, const std::vector<bool>& chosen, const std::function<void()>& meanwhile);
+  void run_into(ForwardCall& call, float* logits, size_t count) override;
   Exchange& run_once(State& state, const ForwardCall& call, const Extents& extents);
   Exchange& step(State& state, const ForwardCall& call, const Extents& extents);
   DeviceSampler& sampler_of(SamplerId id);

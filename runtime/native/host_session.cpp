@@ -54,7 +54,7 @@ OrtOwned<OrtSession> make_session(const OrtLibrary& ort, const SessionSpec& spec
   ort.check(api.SetSessionGraphOptimizationLevel(options, ORT_ENABLE_ALL));
   ort.check(api.SetIntraOpNumThreads(options, spec.threads));
   ort.check(api.SetInterOpNumThreads(options, 1));
-  // A token's operators are too short to wake threads for each; between runs none spins, and the event loop has the cores.
+  // A token's operators are too short to wake threads for each; between runs none of these spins, and the event loop has the cores.
   ort.check(api.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "1"));
   ort.check(api.AddSessionConfigEntry(options, "session.force_spinning_stop", "1"));
   // A pattern would be one block for all of a run's tensors, larger than what is ever in use at once, with kernels' workspace beside it.
@@ -85,6 +85,14 @@ HostSession::HostSession(const OrtLibrary& ort, SessionSpec spec, Interruption& 
       binding_(make_binding(ort, session_.get())) {}
 
 std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) {
+  count = logit_count(call);
+  // One element at least, so that there is an address.
+  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
+  run_into(call, logits.get(), count);
+  return logits;
+}
+
+void HostSession::run_into(ForwardCall& call, float* logits, size_t count) {
   State& state = state_of(call.state);
   const auto [batch, tokens, wanted] = extents_of(state, call);
   make_room(state, call.past_lengths, tokens);
@@ -107,10 +115,7 @@ std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) 
     bindings.input(spec.past, slot.current->value());
     bindings.output(spec.present, output.value());
   }
-  count = static_cast<size_t>(batch * wanted * spec_.vocab_size);
-  // One element at least, so that there is an address.
-  std::unique_ptr<float[]> logits(new float[std::max<size_t>(count, 1)]);
-  bindings.output(spec_.logits, wrap(ort_, *device_, logits.get(), count * sizeof(float), {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
+  bindings.output(spec_.logits, wrap(ort_, *device_, logits, count * sizeof(float), {batch, wanted, spec_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT).get());
 
   ort_.check(ort_.api().RunWithBinding(session_.get(), interruption_.run_options(), binding_.get()));
 
@@ -120,7 +125,6 @@ std::unique_ptr<float[]> HostSession::forward(ForwardCall& call, size_t& count) 
     std::swap(slot.current, slot.spare);
     if (slot.spare.use_count() > 1) slot.spare = nullptr;
   }
-  return logits;
 }
 
 Memory HostSession::memory() const {

@@ -15,6 +15,8 @@ class HostSession : public Session {
   Memory memory() const override;
 
  private:
+  void run_into(ForwardCall& call, float* logits, size_t count) override;
+
   const HostWeights weights_;
   OrtOwned<OrtSession> session_;
   OrtOwned<OrtAllocator> allocator_;

@@ -114,6 +114,19 @@ Session::Extents Session::extents_of(const State& state, const ForwardCall& call
   return {state.batch, static_cast<int64_t>(call.input_ids.size() / batch), static_cast<int64_t>(call.logit_indices.size() / batch)};
 }
 
+size_t Session::logit_count(const ForwardCall& call) {
+  const Extents extents = extents_of(state_of(call.state), call);
+  return static_cast<size_t>(extents.batch * extents.wanted * spec_.vocab_size);
+}
+
+size_t Session::forward_into(ForwardCall& call, float* logits, size_t room) {
+  // Before the run: one that fails afterwards would have changed the state.
+  const size_t count = logit_count(call);
+  if (count > room) throw std::logic_error("there is room for " + std::to_string(room) + " of " + std::to_string(count) + " logits");
+  run_into(call, logits, count);
+  return count;
+}
+
 std::unique_ptr<float[]> Session::read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape) {
   const State& state = state_of(id);
   const Tensor& tensor = *state.slots.at(slot).current;

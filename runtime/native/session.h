@@ -1,7 +1,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -141,6 +140,8 @@ class Session {
    * @returns logits [B, L, V]; `count` of them
    */
   virtual std::unique_ptr<float[]> forward(ForwardCall& call, size_t& count) = 0;
+  /** As `forward`, with the logits in memory that the caller lends, with room for `room` of them. @returns how many */
+  size_t forward_into(ForwardCall& call, float* logits, size_t room);
 
   /** A copy of one slot and its shape; of a slot that grows the first `positions`, or all when that is negative. */
   std::unique_ptr<float[]> read_state(StateId id, size_t slot, int64_t positions, std::vector<int64_t>& shape);
@@ -156,9 +157,6 @@ class Session {
 
   virtual Memory memory() const = 0;
 
-  /** How long the session's thread looks out for what is next before it sleeps, from which waking takes about as long as this. */
-  virtual std::chrono::microseconds patience() const { return std::chrono::microseconds(0); }
-
  protected:
   Session(const OrtLibrary& ort, SessionSpec spec, Interruption& interruption, std::unique_ptr<Device> device);
 
@@ -169,6 +167,10 @@ class Session {
     int64_t wanted;
   };
   static Extents extents_of(const State& state, const ForwardCall& call);
+  size_t logit_count(const ForwardCall& call);
+
+  /** What `forward` does, with room for the call's logits. */
+  virtual void run_into(ForwardCall& call, float* logits, size_t count) = 0;
 
   State& state_of(StateId id);
   SharedTensor make_tensor(ElementType type, std::vector<int64_t> shape);

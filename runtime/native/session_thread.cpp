@@ -5,6 +5,13 @@
 
 namespace layerweave {
 
+namespace {
+
+/** JavaScript takes about as long to choose a token and to ask for the next, and a thread that sleeps to wake. */
+constexpr std::chrono::microseconds kPatience(200);
+
+}  // namespace
+
 SessionThread::SessionThread(const OrtLibrary& ort) : ort_(ort), interruption_(ort), thread_([this] { run(); }) {}
 
 SessionThread::~SessionThread() { abandon(); }
@@ -42,8 +49,8 @@ void SessionThread::abandon() {
   thread_.join();
 }
 
-void SessionThread::look_out(std::chrono::microseconds patience) const {
-  const auto end = std::chrono::steady_clock::now() + patience;
+void SessionThread::look_out() const {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
   while (!called_ && std::chrono::steady_clock::now() < end) std::this_thread::yield();
 }
 
@@ -51,7 +58,7 @@ void SessionThread::run() {
   std::unique_ptr<Session> session;
   for (;;) {
     Task task;
-    if (session) look_out(session->patience());
+    if (session) look_out();
     {
       std::unique_lock<std::mutex> lock(mutex_);
       changed_.wait(lock, [this] { return finishing_ || !tasks_.empty(); });

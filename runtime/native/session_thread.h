@@ -1,7 +1,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -38,7 +37,7 @@ class SessionThread {
 
  private:
   void run();
-  void look_out(std::chrono::microseconds patience) const;
+  void look_out() const;
 
   const OrtLibrary& ort_;
   Interruption interruption_;

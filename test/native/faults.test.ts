@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { copyFile, mkdir, open, readFile, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, open, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { checkedLayout, compile } from "layerweave/compiler";
@@ -118,6 +118,35 @@ describe.skipIf(noNative !== undefined)("the native backend", () => {
     const memory = await loaded.memory();
     expect(experts).toBeGreaterThan(20e6);
     if (loaded.backend.ops === "kernels") expect(memory.measured?.peak.arena).toBeLessThan(experts / 4);
+  });
+
+  test("int8 weights lie in memory or in their mapped file, as asked: the plan and the logits are the same", async () => {
+    const folder = join(out, "places");
+    const block = dsl.block({ layers: 1, mixer: dsl.mamba(), channelMixer: dsl.moe({ nExperts: 16, topK: 2, dFf: 1024 }) });
+    const spec = dsl.model({ name: "places", vocabSize: 64, dModel: 128, norm: dsl.rmsNorm({ eps: 1e-6 }), blocks: 1, block });
+    await compile(checkedLayout(spec), { out: folder, weights: { from: "random", seed: 1 }, quantize: "int8" });
+    const seen = [];
+    for (const weights of ["copied", "mapped"] as const) {
+      await using loaded = await load(folder, { backend: "native", weights });
+      const int8 = loaded.manifest.weights.filter(({ dtype }) => dtype === "int8").reduce((n, { bytes }) => n + bytes, 0);
+      await using state = await loaded.createState();
+      const [logits] = await loaded.forward(state, [[1, 2, 3]]);
+      const { planned, measured } = await loaded.memory();
+      seen.push({ planned, logits, arena: measured?.peak.arena });
+      if (loaded.backend.ops !== "kernels" || process.platform !== "linux") continue;
+      const mapped = (await readFile("/proc/self/maps", "utf8")).matchAll(new RegExp(`^(\\w+)-(\\w+) .*${folder}/weights`, "gm"));
+      const bytes = [...mapped].reduce((n, [, from, to]) => n + Number(`0x${to}`) - Number(`0x${from}`), 0);
+      if (weights === "mapped") expect(bytes).toBeGreaterThanOrEqual(int8);
+      else expect(bytes).toBeLessThan(int8 / 4);
+    }
+    expect(seen[1]).toEqual(seen[0]);
+    expect(await rejection(load(folder, { weights: "elsewhere" as "mapped" }))).toMatchObject([{ code: "runtime/bad-option", values: { option: "weights" } }]);
+  });
+
+  test.each(["copied", "mapped"] as const)("a weights file that was cut short is refused before it is %s", async (weights) => {
+    const folder = await fakeModel();
+    await truncate(join(folder, "weights.safetensors"), 500);
+    expect(await rejection(load(folder, { backend: "native", weights }))).toMatchObject([{ code: "manifest/changed-file", values: { file: "weights.safetensors" } }]);
   });
 
   test("counts the bytes of states: two buffers of recurrent state, one of a KV cache, shared by snapshots until they part", async () => {

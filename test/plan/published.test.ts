@@ -99,7 +99,7 @@ describe("one 80 GB card", () => {
     const jamba = await exampleModel("jamba-v0.1");
     const whole = planned(jamba, { budget, quantize: "experts-int8", chunk: 262_144 });
     expect(whole.budget.fits).toBe(false);
-    expect(whole.bytes.activations + whole.bytes.workspace + whole.bytes.allocator).toBeGreaterThan(50e9);
+    expect(whole.bytes.activations + whole.bytes.workspace + whole.bytes.allocator).toBeGreaterThan(35e9);
     expect(whole.reliefs).toContainEqual(expect.objectContaining({ change: "prefill in chunks of 8K instead of 256K", fits: true }));
   });
 

@@ -14,7 +14,7 @@ const card = { ordinal: 0, graphs: true, arenaBytes: 0, weights: [] };
 async function sessionOver(addon: Partial<AddonSession>) {
   const folder = await fakeModel();
   const native = { addon: { openSession: async () => addon }, library: "", version: "", kernels: { reason: "" }, cudaKernels: "" } as unknown as NativeRuntime;
-  return openSession(native, "", { folder, manifest: await readManifest(folder), threads: 1, cudaGraphs: true, arenaBytes: 0 }, card);
+  return openSession(native, "", { folder, manifest: await readManifest(folder), threads: 1, cudaGraphs: true, mappedWeights: false, arenaBytes: 0 }, card);
 }
 
 const run = { state: 0, inputIds: BigInt64Array.of(5n), pastLengths: [0], lengths: [1], logitIndices: BigInt64Array.of(0n) };

@@ -30,6 +30,21 @@ describe.each(backends)("forward on the %s backend", (backend) => {
     expect(await contents(none)).toEqual(await contents(all));
   });
 
+  test("transient logits are the same, in memory that the state's next run may use again; others keep theirs", async () => {
+    await using model = await load(await fakeModel(), { backend });
+    const ids = tokens(6);
+    const expected = referenceLogits(ids);
+    await using state = await model.createState();
+    const [all] = await model.forward(state, [ids.slice(0, 3)], { logits: "all", transient: true });
+    expect(relativeError(all ?? [], expected.slice(0, 3 * vocabSize))).toBeLessThan(1e-6);
+    const [kept] = await model.forward(state, [ids.slice(3, 4)]);
+    const [one] = await model.forward(state, [ids.slice(4, 5)], { transient: true });
+    expect(relativeError(one ?? [], expected.slice(4 * vocabSize, 5 * vocabSize))).toBeLessThan(1e-6);
+    await model.forward(state, [ids.slice(5)], { logits: "none", transient: true });
+    expect(relativeError(kept ?? [], expected.slice(3 * vocabSize, 4 * vocabSize))).toBeLessThan(1e-6);
+    expect(one?.buffer === all?.buffer).toBe(backend === "native");
+  });
+
   test("any split of a prompt gives the same logits and the same state", async () => {
     await using model = await load(await fakeModel(), { backend });
     const ids = tokens(40);
