@@ -9,6 +9,7 @@ import { availableParallelism, cpus, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { GraphBuilder } from "#dist/compiler/ir/builder.js";
+import { whole } from "#dist/compiler/ir/recipe.js";
 import { encodeOnnx } from "#dist/compiler/onnx/encode.js";
 import { attachBodies } from "#dist/compiler/passes/attach-bodies.js";
 import { portable } from "#dist/compiler/targets/portable.js";
@@ -39,7 +40,7 @@ function model(name, build) {
     if (next + bytes > weightBytes) next = 0;
     placements.set(label, { file: "weights.bin", offset: next, bytes });
     next += Math.ceil(bytes / 4096) * 4096;
-    return b.weight({ name: label, shape }, "float32");
+    return b.weight(label, whole({ name: label, shape }), "float32");
   };
   const outputs = build(b, weight);
   const module = attachBodies({ graph: b.finish(outputs), functions: [], state: [] });
