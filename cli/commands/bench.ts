@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import { fail, invariant } from "../../core/diagnostics.js";
 import type { Dtype } from "../../core/dtype.js";
+import { withRates } from "../../core/plan/devices.js";
 import { planModelOf } from "../../core/plan/model.js";
 import { plan, type PlanBytes } from "../../core/plan/plan.js";
 import type { Bound } from "../../core/plan/roofline.js";
@@ -47,7 +48,7 @@ interface Workload {
 /** On a card a step is captured, once, when a state has taken a few. */
 const stepsUntilCaptured = 4;
 
-/** How decoding goes on: a card chooses the best token, or logits come back from every step and any token is fed. */
+/** How decoding goes on: a card chooses tokens, or logits come back from every step and any token is fed. */
 type Decoding = "device" | "logits";
 
 interface DecodeTiming {
@@ -222,11 +223,8 @@ function stepsOf(timings: readonly Timing[], decoding: Decoding, tokens: number)
 }
 
 /** Seconds that the machine's measured rates allow at best: for the prompt, and for decoding, each step at the mean length. */
-function atBest(model: Model, { prompt, tokens, batch, depth, chunk }: Workload, { copyBytesPerSecond, gemmOperationsPerSecond }: DeviceRates) {
-  const source = "measured";
-  const profile = model.reservation.device;
-  const rate = { value: gemmOperationsPerSecond, source };
-  const device = { ...profile, bandwidth: { value: copyBytesPerSecond, source }, matrixRates: { [profile.computeDtype]: rate }, vectorRate: rate };
+function atBest(model: Model, { prompt, tokens, batch, depth, chunk }: Workload, rates: DeviceRates) {
+  const device = withRates(model.reservation.device, rates);
   const planned = (context: number) => plan(planModelOf(model.manifest), { device, context, batch, chunk, quantize: "none", budget: Number.MAX_SAFE_INTEGER }).roofline;
   const prefill = planned(prompt);
   const decode = planned(depth + Math.ceil(tokens / 2));
