@@ -13,14 +13,14 @@ const answer = (child, question) =>
     if (question) child.send(question);
   });
 
-const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+export const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 /**
  * Has each of `sides` ({ name, script, args, tokens }) continue a prompt `rounds` times by its tokens, after one time that does not
- * count, and stops them.
+ * count, and stops them. `each` is called before every round that counts.
  * @returns per side { name, prefillMs, decodeMs }: medians over the rounds, and the least of each as { least }
  */
-export async function alternate(sides, prompt, rounds) {
+export async function alternate(sides, prompt, rounds, each = () => {}) {
   const running = [];
   try {
     for (const { name, script, args, tokens } of sides) {
@@ -28,11 +28,13 @@ export async function alternate(sides, prompt, rounds) {
       running.push({ name, child, question: { prompt, tokens }, times: [] });
       await answer(child);
     }
-    for (let round = 0; round <= rounds; round++)
+    for (let round = 0; round <= rounds; round++) {
+      if (round > 0) each();
       for (const { child, question, times } of running) {
         const time = await answer(child, question);
         if (round > 0) times.push(time);
       }
+    }
   } finally {
     for (const { child } of running) child.kill();
   }

@@ -42,6 +42,11 @@ export function moments(step: Step, phase: "prefill" | "decode"): readonly Momen
       return scan(step, phase);
     case "ai.layerweave::QuantizedLinear":
       return kernel({ op: "QuantizedLinear", rows: rowsOf(step), depth: extent(step, 1, 1) }); // [N, K]
+    case "ai.layerweave::MambaInner":
+      return kernel({ op: "MambaInner", rows: rowsOf(step), dInner: extent(step, 1, 0), dState: int(step.attributes, "d_state"), dtRank: int(step.attributes, "dt_rank") });
+    case "ai.layerweave::GatedMlp":
+      // The kernel is that of MoE, with one expert.
+      return kernel({ op: "MoE", int8: at(step, 1).dtype === "int8", rows: rowsOf(step), nExperts: 1, topK: 1, dModel: extent(step, 1, 1), dFf: extent(step, 1, 0) });
     case "ai.layerweave::MoE":
       return kernel({
         op: "MoE",

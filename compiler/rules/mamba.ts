@@ -47,8 +47,11 @@ export const mambaRules: Rules<Mamba> = {
 
   lower: (spec, x, context) => {
     const { b, parameter, optionalParameter, target } = context;
-    const projected = b.linear("in_proj", x, parameter("in_proj.weight"), optionalParameter("in_proj.bias")); // [M, 2I]
-    const [inner, presentConv, presentSsm] = target.fusedMixers ? fused(spec, projected, context) : separate(spec, projected, context); // [M, I], [B, I, K - 1], [B, I, N]
+    const inProj = parameter("in_proj.weight");
+    const projected = b.linear("in_proj", x, inProj, optionalParameter("in_proj.bias")); // [M, 2I]
+    // Quantising takes all linear layers of a mixer or none.
+    const oneOp = target.fusedMixers || (target.fusedInt8 && inProj.scale);
+    const [inner, presentConv, presentSsm] = oneOp ? fused(spec, projected, context) : separate(spec, projected, context); // [M, I], [B, I, K - 1], [B, I, N]
     const out = b.linear("out_proj", inner, parameter("out_proj.weight"), optionalParameter("out_proj.bias")); // [M, D]
     return { y: out, present: { conv_state: presentConv, ssm_state: presentSsm } };
   },

@@ -24,12 +24,14 @@ export const mlpRules: Rules<Mlp> = {
   },
 
   lower: (spec, x, { b, parameter, optionalParameter, target }) => {
-    if (target.fusedMixers && !spec.bias) {
-      const weights = ["gate_proj", "up_proj", "down_proj"].map((name) => parameter(`${name}.weight`));
-      return { y: b.op("ai.layerweave::GatedMlp", "mlp", [x, ...weights, ...weights.flatMap((w) => w.scale ?? [])]), present: {} }; // [M, D]
+    const gate = parameter("gate_proj.weight");
+    // Quantising takes all matrices of an MLP or none.
+    if (!spec.bias && (target.fusedMixers || (target.fusedInt8 && gate.scale))) {
+      const weights = [gate, parameter("up_proj.weight"), parameter("down_proj.weight")];
+      return { y: b.op("ai.layerweave::GatedMlp", "mlp", [x, ...weights, ...weights.map(({ scale }) => scale ?? null)]), present: {} }; // [M, D]
     }
-    const project = (name: string, input: typeof x) => b.linear(name, input, parameter(`${name}.weight`), optionalParameter(`${name}.bias`));
-    const hidden = b.op("Mul", "hidden", [b.silu("gate", project("gate_proj", x)), project("up_proj", x)]); // [M, F]
-    return { y: project("down_proj", hidden), present: {} }; // [M, D]
+    const project = (name: string, weight: typeof x, input: typeof x) => b.linear(name, input, weight, optionalParameter(`${name}.bias`));
+    const hidden = b.op("Mul", "hidden", [b.silu("gate", project("gate_proj", gate, x)), project("up_proj", parameter("up_proj.weight"), x)]); // [M, F]
+    return { y: project("down_proj", parameter("down_proj.weight"), hidden), present: {} }; // [M, D]
   },
 };

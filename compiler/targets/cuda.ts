@@ -16,6 +16,7 @@ export const cuda = (dtype: CudaDtype): Target => ({
   stateUpdate: { "per-token": "in-place", constant: "in-place" },
   weightStorage: "as-used",
   fusedMixers: true,
+  fusedInt8: true,
   fusedNorms: true,
   packedWeights: true,
   functionBodies: false,

@@ -12,6 +12,8 @@ export const portable: Target = {
   stateUpdate: { "per-token": "in-place", constant: "swap" },
   weightStorage: "as-given",
   fusedMixers: false,
+  // The CPU kernels compute int8 products themselves, and a token is short of time between them. float32 ones are ONNX Runtime's.
+  fusedInt8: true,
   fusedNorms: false,
   packedWeights: false,
   functionBodies: true,

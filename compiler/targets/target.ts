@@ -18,6 +18,8 @@ export interface Target {
   readonly weightStorage: "as-given" | "as-used";
   /** What lies between the projections of a mixer is one op, and so is a dense MLP; else there are smaller ones, and reshapes between them. */
   readonly fusedMixers: boolean;
+  /** The same of a Mamba and of a dense MLP whose weights are int8, whatever `fusedMixers` says. */
+  readonly fusedInt8: boolean;
   /** A residual addition and the norm after it are one op. */
   readonly fusedNorms: boolean;
   /** Matrices of our own ops lie in the order in which their kernels stream them. */

@@ -25,6 +25,7 @@ const extent = z.int().positive();
 /** A node of one of our ops by what decides how much its kernel needs beside inputs and results (`workspaceOf`). */
 const kernelCallSchema = z.discriminatedUnion("op", [
   z.strictObject({ op: z.literal("QuantizedLinear"), rows: polynomial, depth: extent }),
+  z.strictObject({ op: z.literal("MambaInner"), rows: polynomial, dInner: extent, dState: extent, dtRank: extent }),
   z.strictObject({ op: z.literal("MoE"), int8: z.boolean(), rows: polynomial, nExperts: extent, topK: extent, dModel: extent, dFf: extent }),
   z.strictObject({ op: z.literal("CachedAttention"), nHeads: extent, nKvHeads: extent, headDim: extent, window: extent.optional() }),
 ]);

@@ -34,10 +34,13 @@ const mostSplits = 64;
 
 function cpuScratch(call: KernelCall, rows: number, { B, T, S }: Sizes): number {
   switch (call.op) {
-    // `linear_scratch` (kernels/cpu/linear.cc): a segment's rows, rounded, in panels where they are many.
-    case "QuantizedLinear": {
-      const held = rows <= fewRows ? rows : Math.ceil(Math.min(rows, segmentRows) / maxPanel) * maxPanel;
-      return held * (roundedValues(call.depth) + roundedScales(call.depth));
+    case "QuantizedLinear":
+      return linearScratch(rows, call.depth);
+    // `mamba_inner_scratch` (kernels/cpu/mamba_inner.cc): u and delta, x_proj's result and dt, and either projection's rounded rows.
+    case "MambaInner": {
+      const { dInner, dState, dtRank } = call;
+      const parts = [...[dInner, dInner, dtRank + 2 * dState, dtRank].map((width) => float * rows * width), Math.max(linearScratch(rows, dInner), linearScratch(rows, dtRank))];
+      return inLines(parts);
     }
     // `moe_scratch` (kernels/cpu/moe.cc): router logits, choices and their order, and a batch's inputs and hidden activations.
     case "MoE": {
@@ -56,7 +59,7 @@ function cpuScratch(call: KernelCall, rows: number, { B, T, S }: Sizes): number 
           ? [call.dModel, call.dFf].flatMap((depth) => [batchRows * roundedValues(depth), batchRows * roundedScales(depth)])
           : [float * batchRows * call.dModel]),
       ];
-      return parts.reduce((sum, bytes) => sum + Math.ceil(bytes / 64) * 64, 0);
+      return inLines(parts);
     }
     // `cached_attention_scratch` (kernels/cpu/cached_attention.cc): partial results of each split of the positions, at a full cache.
     case "CachedAttention": {
@@ -68,6 +71,15 @@ function cpuScratch(call: KernelCall, rows: number, { B, T, S }: Sizes): number 
     }
   }
 }
+
+/** `linear_scratch` (kernels/cpu/linear.cc): a segment's rows, rounded, in panels where they are many. */
+function linearScratch(rows: number, depth: number): number {
+  const held = rows <= fewRows ? rows : Math.ceil(Math.min(rows, segmentRows) / maxPanel) * maxPanel;
+  return held * (roundedValues(depth) + roundedScales(depth));
+}
+
+/** Parts that each begin at a line of the cache. */
+const inLines = (parts: readonly number[]) => parts.reduce((sum, bytes) => sum + Math.ceil(bytes / 64) * 64, 0);
 
 /** Grouped products over topK · M gathered rows: the rows, gate and up side by side, and their product. */
 function gpuWorkspace(call: KernelCall, rows: number, computeBytes: number): readonly number[] {

@@ -83,6 +83,14 @@ std::string run(const Case& c, Isa isa, std::mt19937_64& random) {
   const Scratch scratch(moe_scratch(p));
   p.scratch = scratch.data();
   if (const char* wrong = moe(p, threads(), isa)) return wrong;
+  if (c.experts == 1) {
+    std::vector<float> alone(x.size(), -7);
+    GatedMlpParams mlp = {c.tokens, c.d_model, c.d_ff, x.data(), weights[0], alone.data(), nullptr};
+    const Scratch other(gated_mlp_scratch(mlp));
+    mlp.scratch = other.data();
+    if (const char* wrong = gated_mlp(mlp, threads(), isa)) return wrong;
+    if (alone != y) return "a gated MLP differs from a single expert";
+  }
 
   WorstError worst;
   for (int64_t m = 0; m < c.tokens; ++m) {
@@ -161,6 +169,9 @@ int main() {
       {"int8, several blocks of hidden activations", 60, 65, 600, 2, 2, softmax_first, false, WeightType::kInt8},
       {"int8, batch of 8", 8, 300, 129, 3, 2, softmax_first, true, WeightType::kInt8},
       {"int8 in decode", 2, 129, 65, 3, 2, softmax_first, true, WeightType::kInt8},
+      {"int8, one expert in decode", 1, 300, 129, 1, 1, softmax_first, false, WeightType::kInt8},
+      {"int8, one expert, several batches", 600, 65, 129, 1, 1, softmax_first, false, WeightType::kInt8},
+      {"no tokens, one expert", 0, 32, 32, 1, 1, softmax_first, false},
       {"no tokens", 0, 32, 32, 4, 2, softmax_first, false},
   };
   Tally tally;
@@ -173,6 +184,9 @@ int main() {
     MoeParams q{};
     q.tokens = q.experts = q.top_k = 1, q.weights = &mixed;
     tally.record("refuses weights of several types", moe(q, serial(), isa) ? "" : "accepted");
+    GatedMlpParams mlp{};
+    mlp.tokens = 1, mlp.weights = mixed;
+    tally.record("refuses an MLP's weights of several types", gated_mlp(mlp, serial(), isa) ? "" : "accepted");
     tally.record("refuses more choices than experts", moe(p, serial(), isa) ? "" : "accepted");
   }
   return tally.finish();

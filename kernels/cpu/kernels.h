@@ -3,6 +3,7 @@
 // What each instruction set implements: the serial pieces that the drivers cut work into. All pointers are as the public
 // headers say; shapes give the tensors of one call.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/cached_attention.h"
@@ -26,6 +27,10 @@ inline constexpr int64_t kMaxPanel = 32;
 
 /// Rows of the weights a task of the packed product takes: a multiple of every instruction set's tile.
 inline constexpr int64_t kBlockRows = 48;
+
+/// Bytes of weights that a task of few rows' products takes: a matrix falls into some eighths, since threads that take turns at
+/// small pieces of one stream get half of what memory gives to threads with streams of their own.
+constexpr int64_t few_rows_task_bytes(int64_t all) { return std::clamp<int64_t>(all / 8, 1 << 16, 1 << 19); }
 
 /// Inputs of a row that share a scale when activations are rounded to 16 bits for int8 weights.
 inline constexpr int64_t kRoundedDepth = 256;

@@ -8,9 +8,6 @@ namespace layerweave::cpu {
 
 namespace {
 
-/// Multiply-adds below which a task is not worth starting.
-constexpr int64_t kTaskWork = 1 << 16;
-
 int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 /// Whole panels of any instruction set.
@@ -27,11 +24,10 @@ void few_rows(const LinearParams& p, const WeightMatrix& weights, const Parallel
   const RoundedRows x = rounded_rows(p, p.rows);
   for (int64_t m = 0; m < p.rows; ++m) kernels.round_row(p.x + m * p.depth, p.depth, x.from(m, p.depth));
   if (p.width == 0) return;
-  // As few tasks as are worth starting, of about the same size.
-  const int64_t count = blocks(p.width, kBlockRows), tasks = blocks(count, std::max<int64_t>(1, kTaskWork / (kBlockRows * p.depth)));
-  const int64_t grain = blocks(count, tasks);
-  parallel_for(parallel, blocks(count, grain), [&](int64_t task) {
-    const int64_t begin = task * grain * kBlockRows, end = std::min(p.width, (task + 1) * grain * kBlockRows);
+  // Tasks of about the same size.
+  const int64_t bytes = p.width * p.depth, tasks = blocks(bytes, few_rows_task_bytes(bytes)), grain = blocks(p.width, tasks);
+  parallel_for(parallel, blocks(p.width, grain), [&](int64_t task) {
+    const int64_t begin = task * grain, end = std::min(p.width, begin + grain);
     kernels.dot_rounded(weights, p.depth, begin, end, x, p.rows, p.y, p.width);
     if (!p.bias) return;
     for (int64_t m = 0; m < p.rows; ++m)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "kernels.h"
 
@@ -11,7 +12,7 @@ namespace {
 
 /// Rows whose packed inputs and hidden activations exist at a time; bounds the scratch memory.
 constexpr int64_t kBatchRows = 2 * kMoeSegmentRows;
-/// Multiply-adds below which a task is not worth starting.
+/// Multiply-adds below which a task of many rows is not worth starting.
 constexpr int64_t kTaskWork = 1 << 16;
 
 /// Up to kMoeSegmentRows of the (token, expert) pairs of one expert.
@@ -97,6 +98,18 @@ class Run {
     s_.starts[0] = 0;
   }
 
+  /// Instead of the two above, where there is one expert.
+  void choose_the_only_one() const {
+    std::fill_n(s_.weights, p_.tokens, 1.0f);
+    std::iota(s_.sorted, s_.sorted + p_.tokens, 0);
+    s_.starts[0] = 0;
+    s_.starts[1] = p_.tokens;
+    parallel_for(parallel_, (p_.tokens + kFewRows - 1) / kFewRows, [&](int64_t task) {
+      const int64_t begin = task * kFewRows, rows = std::min(kFewRows, p_.tokens - begin);
+      std::memset(p_.y + begin * p_.d_model, 0, sizeof(float) * static_cast<size_t>(rows * p_.d_model));
+    });
+  }
+
   void run_experts() const {
     int64_t count = 0, rows = 0;
     for (int64_t e = 0; e < p_.experts; ++e)
@@ -122,28 +135,41 @@ class Run {
     const bool small = rows <= kFewRows;
     for_each(small, count, [&](int64_t i) { pack(s_.segments[i]); });
 
-    // One task takes blocks [task * grain, …) of the rows of gate and up of one expert.
-    const int64_t hidden_blocks = blocks(p_.d_ff), hidden_grain = grain(p_.d_model, 2);
-    const int64_t hidden_tasks = (hidden_blocks + hidden_grain - 1) / hidden_grain;
+    const bool few = std::all_of(s_.segments, s_.segments + count, [](const Segment& segment) { return segment.few; });
+    // One task takes rows of gate and up of one expert.
+    const int64_t hidden_rows = task_rows(few, p_.d_ff, p_.d_model, 2, count), hidden_tasks = (p_.d_ff + hidden_rows - 1) / hidden_rows;
     parallel_for(parallel_, count * hidden_tasks, [&](int64_t task) {
-      const int64_t from = task % hidden_tasks * hidden_grain;
-      for (int64_t block = from; block < std::min(hidden_blocks, from + hidden_grain); ++block)
-        compute_hidden(s_.segments[task / hidden_tasks], block * kBlockRows, std::min(p_.d_ff, (block + 1) * kBlockRows));
+      const Segment& segment = s_.segments[task / hidden_tasks];
+      const int64_t from = task % hidden_tasks * hidden_rows;
+      for_blocks(segment, from, std::min(p_.d_ff, from + hidden_rows), [&](int64_t begin, int64_t end) { compute_hidden(segment, begin, end); });
     });
 
     if (rounds_) for_each(small, count, [&](int64_t i) { round_hidden(s_.segments[i]); });
 
     // One task takes the same outputs of every expert, so that no two add to the same element of y.
-    const int64_t output_blocks = blocks(p_.d_model), output_grain = grain(p_.d_ff, count);
-    parallel_for(parallel_, (output_blocks + output_grain - 1) / output_grain, [&](int64_t task) {
-      const int64_t from = task * output_grain;
-      for (int64_t block = from; block < std::min(output_blocks, from + output_grain); ++block)
-        for (int64_t i = 0; i < count; ++i) add_output(s_.segments[i], block * kBlockRows, std::min(p_.d_model, (block + 1) * kBlockRows));
+    const int64_t output_rows = task_rows(few, p_.d_model, p_.d_ff, count, 1);
+    parallel_for(parallel_, (p_.d_model + output_rows - 1) / output_rows, [&](int64_t task) {
+      const int64_t from = task * output_rows, to = std::min(p_.d_model, from + output_rows);
+      for (int64_t i = 0; i < count; ++i) for_blocks(s_.segments[i], from, to, [&](int64_t begin, int64_t end) { add_output(s_.segments[i], begin, end); });
     });
   }
 
-  static int64_t blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
-  static int64_t grain(int64_t depth, int64_t products) { return std::max<int64_t>(1, kTaskWork / (kBlockRows * depth * products)); }
+  /// Rows of `products` matrices [width, depth] that one task takes, where there are `groups` times as many tasks.
+  int64_t task_rows(bool few, int64_t width, int64_t depth, int64_t products, int64_t groups) const {
+    const int64_t row = depth * products;
+    if (!few) return std::max<int64_t>(1, kTaskWork / (kBlockRows * row)) * kBlockRows;
+    const int64_t bytes = row * (rounds_ ? 1 : p_.weights[0].gate.type == WeightType::kBFloat16 ? 2 : 4);
+    const int64_t rows = std::max<int64_t>(1, few_rows_task_bytes(groups * width * bytes) / bytes), tasks = (width + rows - 1) / rows;
+    // Whole groups of float32 columns, whose sums are added in another order than single ones.
+    return ((width + tasks - 1) / tasks + 7) / 8 * 8;
+  }
+
+  /// Pieces of [from, to) whose results fit kMoeSegmentRows * kBlockRows floats.
+  template <class F>
+  static void for_blocks(const Segment& segment, int64_t from, int64_t to, F&& body) {
+    const int64_t block = segment.few ? kMoeSegmentRows / kFewRows * kBlockRows : kBlockRows;
+    for (int64_t begin = from; begin < to; begin += block) body(begin, std::min(to, begin + block));
+  }
 
   /// On this thread where there is too little to do for others.
   template <class F>
@@ -205,8 +231,8 @@ class Run {
     alignas(64) float up[kMoeSegmentRows * kBlockRows];
     if (segment.few) {
       multiply(segment, w.gate, false, begin, end, hidden, p_.d_ff);
-      multiply(segment, w.up, false, begin, end, up - begin, kBlockRows);
-      for (int64_t r = 0; r < segment.rows; ++r) kernels_.gate_in_place(hidden + r * p_.d_ff + begin, up + r * kBlockRows, width);
+      multiply(segment, w.up, false, begin, end, up - begin, width);
+      for (int64_t r = 0; r < segment.rows; ++r) kernels_.gate_in_place(hidden + r * p_.d_ff + begin, up + r * width, width);
       return;
     }
     float* gate = hidden + begin * panel;
@@ -220,11 +246,11 @@ class Run {
     const int64_t panel = kernels_.panel;
     alignas(64) float out[kMoeSegmentRows * kBlockRows];
     if (segment.few) {
-      multiply(segment, w, true, begin, end, out - begin, kBlockRows);
+      multiply(segment, w, true, begin, end, out - begin, end - begin);
       for (int64_t r = 0; r < segment.rows; ++r) {
         const float weight = s_.weights[s_.sorted[segment.first + r]];
         float* y = p_.y + token(segment, r) * p_.d_model;
-        for (int64_t d = begin; d < end; ++d) y[d] += weight * out[r * kBlockRows + d - begin];
+        for (int64_t d = begin; d < end; ++d) y[d] += weight * out[r * (end - begin) + d - begin];
       }
       return;
     }
@@ -256,16 +282,41 @@ size_t moe_scratch(const MoeParams& p) {
   return carve(measured).bytes;
 }
 
-const char* moe(const MoeParams& p, const Parallel& parallel, Isa isa) {
+namespace {
+
+const char* problem_of(const MoeParams& p) {
   if (p.top_k < 1 || p.top_k > p.experts) return "topK must be 1 to the number of experts";
   if (p.tokens * p.top_k > INT32_MAX) return "tokens times topK must be below 2^31";
   for (int64_t e = 0; e < p.experts; ++e)
     for (const WeightMatrix* w : {&p.weights[e].gate, &p.weights[e].up, &p.weights[e].down})
       if (w->type != p.weights[0].gate.type) return "all weights must be of one type";
+  return nullptr;
+}
+
+MoeParams only_expert(const GatedMlpParams& p) {
+  return {p.tokens, p.d_model, p.d_ff, 1, 1, RouterOrder::kTopKThenSoftmax, false, p.x, nullptr, &p.weights, p.y, p.scratch};
+}
+
+}  // namespace
+
+const char* moe(const MoeParams& p, const Parallel& parallel, Isa isa) {
+  if (const char* problem = problem_of(p)) return problem;
   if (p.tokens == 0) return nullptr;
   const Run run(p, parallel, kernel_table(isa));
   run.route();
   run.sort_by_expert();
+  run.run_experts();
+  return nullptr;
+}
+
+size_t gated_mlp_scratch(const GatedMlpParams& p) { return moe_scratch(only_expert(p)); }
+
+const char* gated_mlp(const GatedMlpParams& p, const Parallel& parallel, Isa isa) {
+  const MoeParams expert = only_expert(p);
+  if (const char* problem = problem_of(expert)) return problem;
+  if (p.tokens == 0) return nullptr;
+  const Run run(expert, parallel, kernel_table(isa));
+  run.choose_the_only_one();
   run.run_experts();
   return nullptr;
 }

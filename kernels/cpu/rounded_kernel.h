@@ -107,54 +107,81 @@ inline void multiply_rounded(const WeightMatrix& matrix, int64_t depth, int64_t 
   }
 }
 
-/// How far ahead weights are asked for: the hardware stops at the end of each 4 KB, and where they lie in large pages the processor
-/// may go on.
-inline constexpr int64_t kReadAhead = 4096;
+/// Bytes that weights are asked for ahead: the hardware stops at the end of each 4 KB.
+inline constexpr int64_t kReadAhead = 1024;
 
-/// out[r * out_row] = w . x for kRows rows of x and one row of weights: one stream of weights is read faster than several.
-template <int64_t kRows>
-LAYERWEAVE_INLINE void dot_rounded_row(const int8_t* w, float scale, int64_t depth, const int16_t* values, const float* scales, float* out, int64_t out_row) {
+/// Rows of weights that are read at once, far from each other: memory answers several distant streams faster than one, and the
+/// sums of all have to fit the register file.
+constexpr int64_t streams_for(int64_t rows) { return rows == 1 ? 4 : LAYERWEAVE_LANES < 16 ? (rows == 2 ? 2 : 1) : rows == 2 ? 4 : 2; }
+
+/// out[r * out_row + s * apart] = w[s * apart] . x[r] for kRows rows of x and kStreams rows of weights.
+template <int64_t kStreams, int64_t kRows>
+LAYERWEAVE_INLINE void dot_rounded_rows(const int8_t* w, const float* weight_scales, int64_t apart, int64_t depth, const int16_t* values, const float* scales, float* out, int64_t out_row) {
   const int64_t value_row = rounded_depth(depth), scale_row = rounded_blocks(depth);
-  Floats totals[kRows] = {};
+  Floats totals[kStreams][kRows] = {};
   for (int64_t k0 = 0, block = 0; k0 < depth; k0 += kRoundedDepth, ++block) {
-    Ints sums[kRows][2] = {};
-    const auto add = [&](int64_t k, Shorts first, Shorts second) __attribute__((always_inline)) {
+    Ints sums[kStreams][kRows] = {};
+    const auto add = [&](int64_t stream, int64_t k, Shorts first, Shorts second) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kRows; ++r) {
         const int16_t* x = values + r * value_row + k;
-        sums[r][0] = add_products(sums[r][0], first, load(x));
-        sums[r][1] = add_products(sums[r][1], second, load(x + 2 * kLanes));
+        sums[stream][r] = add_products(add_products(sums[stream][r], first, load(x)), second, load(x + 2 * kLanes));
       }
     };
     const int64_t end = smaller(depth, k0 + kRoundedDepth);
     int64_t k = k0;
     for (; k + 4 * kLanes <= end; k += 4 * kLanes) {
-      Shorts first, second;
-      load_shorts(w + k, first, second);
-      will_read_first(w, k + kReadAhead);
-      add(k, first, second);
-    }
-    if (k < end) add(k, load_shorts(w + k, smaller(2 * kLanes, end - k)), load_shorts(w + k + 2 * kLanes, larger(0, end - k - 2 * kLanes)));
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < kRows; ++r) totals[r] += to_floats(sums[r][0] + sums[r][1]) * scales[r * scale_row + block];
+      for (int64_t stream = 0; stream < kStreams; ++stream) {
+        const int64_t at = stream * apart * depth + k;
+        Shorts first, second;
+        load_shorts(w + at, first, second);
+        will_read_first(w, at + kReadAhead);
+        add(stream, k, first, second);
+      }
+    }
+    if (k < end) {
+#pragma GCC unroll 4
+      for (int64_t stream = 0; stream < kStreams; ++stream) {
+        const int8_t* rest = w + stream * apart * depth + k;
+        add(stream, k, load_shorts(rest, smaller(2 * kLanes, end - k)), load_shorts(rest + 2 * kLanes, larger(0, end - k - 2 * kLanes)));
+      }
+    }
+#pragma GCC unroll 4
+    for (int64_t stream = 0; stream < kStreams; ++stream)
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kRows; ++r) totals[stream][r] += to_floats(sums[stream][r]) * scales[r * scale_row + block];
   }
 #pragma GCC unroll 4
-  for (int64_t r = 0; r < kRows; ++r) out[r * out_row] = sum(totals[r]) * scale;
+  for (int64_t stream = 0; stream < kStreams; ++stream)
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kRows; ++r) out[r * out_row + stream * apart] = sum(totals[stream][r]) * weight_scales[stream * apart];
+}
+
+template <int64_t kRows>
+LAYERWEAVE_INLINE void dot_rounded_range(const WeightMatrix& matrix, int64_t depth, int64_t begin, int64_t end, const int16_t* values, const float* scales, float* out, int64_t out_row) {
+  constexpr int64_t kStreams = streams_for(kRows);
+  const int8_t* w = static_cast<const int8_t*>(matrix.data);
+  const int64_t apart = (end - begin) / kStreams;
+  for (int64_t n = begin; n < begin + apart; ++n) dot_rounded_rows<kStreams, kRows>(w + n * depth, matrix.scales + n, apart, depth, values, scales, out + n, out_row);
+  for (int64_t n = begin + kStreams * apart; n < end; ++n) dot_rounded_rows<1, kRows>(w + n * depth, matrix.scales + n, 0, depth, values, scales, out + n, out_row);
 }
 
 inline void dot_rounded(const WeightMatrix& matrix, int64_t depth, int64_t begin, int64_t end, const RoundedRows& x, int64_t rows, float* out, int64_t out_row) {
   constexpr int64_t kMost = 4;
-  for (int64_t n = begin; n < end; ++n) {
-    const int8_t* w = static_cast<const int8_t*>(matrix.data) + n * depth;
+  // Few enough rows of weights for further passes over them to find them in the cache.
+  const int64_t span = rows <= kMost ? larger(1, end - begin) : 16;
+  for (int64_t from = begin; from < end; from += span) {
+    const int64_t to = smaller(end, from + span);
     for (int64_t r = 0; r < rows; r += kMost) {
       const int16_t* values = x.values + r * rounded_depth(depth);
       const float* scales = x.scales + r * rounded_blocks(depth);
-      float* at = out + r * out_row + n;
+      float* at = out + r * out_row;
       switch (smaller(kMost, rows - r)) {
-        case 1: dot_rounded_row<1>(w, matrix.scales[n], depth, values, scales, at, out_row); break;
-        case 2: dot_rounded_row<2>(w, matrix.scales[n], depth, values, scales, at, out_row); break;
-        case 3: dot_rounded_row<3>(w, matrix.scales[n], depth, values, scales, at, out_row); break;
-        default: dot_rounded_row<4>(w, matrix.scales[n], depth, values, scales, at, out_row);
+        case 1: dot_rounded_range<1>(matrix, depth, from, to, values, scales, at, out_row); break;
+        case 2: dot_rounded_range<2>(matrix, depth, from, to, values, scales, at, out_row); break;
+        case 3: dot_rounded_range<3>(matrix, depth, from, to, values, scales, at, out_row); break;
+        default: dot_rounded_range<4>(matrix, depth, from, to, values, scales, at, out_row);
       }
     }
   }

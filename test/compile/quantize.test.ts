@@ -21,7 +21,7 @@ describe.each(modes)("%s", (quantize) => {
     const folder = join(out, `${quantize}-${name}`);
     const { manifest } = await compile(layout, { out: folder, weights: random, dtype, quantize });
     const options = { context: 100, chunk: 10 };
-    const [ofLayout, ofFolder] = [planned(planModel(layout, portable, dtype), { ...options, quantize }), planned(planModelOf(manifest), options)];
+    const [ofLayout, ofFolder] = [planned(planModel(layout, portable, dtype, quantize), { ...options, quantize }), planned(planModelOf(manifest), options)];
     expect(ofFolder.weights).toEqual(ofLayout.weights);
     expect(ofFolder.bytes).toEqual(ofLayout.bytes);
     expect(ofFolder.roofline).toEqual(ofLayout.roofline);

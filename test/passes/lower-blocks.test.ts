@@ -1,4 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { checkedLayout, toBlocks } from "../../compiler/lower.js";
+import { lowerBlocks } from "../../compiler/passes/lower-blocks.js";
+import { portable } from "../../compiler/targets/portable.js";
+import { storageFor } from "../../compiler/weights/storage.js";
 import halfLayers from "../golden/half-layers/layout.js";
 import jambaBlock from "../golden/jamba-block/layout.js";
 import { loweredModule } from "./modules.js";
@@ -23,6 +27,15 @@ describe.each([halfLayers, jambaBlock])("lower-blocks on $name", (model) => {
     expect(state.filter(({ role }) => role === "key")).toHaveLength(count("CachedAttention"));
     expect(count("MoE")).toBeGreaterThan(0);
     expect(halves).toBeGreaterThanOrEqual(count("SelectiveScan") + count("CachedAttention") + count("MoE"));
+  });
+
+  it("makes one node of all between a Mamba's projections, and of a dense MLP, where they are int8", () => {
+    const { graph: quantized } = lowerBlocks(toBlocks(checkedLayout(model), portable), portable, storageFor(portable, "int8", () => "float32"));
+    const count = (op: string) => quantized.nodes.filter((node) => node.op === `ai.layerweave::${op}`).length;
+    expect(count("MambaInner")).toBe(state.filter(({ role }) => role === "ssm_state").length);
+    expect(count("CausalConv") + count("SelectiveScan")).toBe(0);
+    expect(count("GatedMlp")).toBe(quantized.nodes.filter(({ name }) => name.endsWith("/mlp/mlp")).length);
+    expect(quantized.nodes.filter(({ name }) => name.includes("/mlp/") && !name.endsWith("/mlp/mlp"))).toEqual([]);
   });
 
   it("takes the tokens and the state, and returns logits and the state", () => {

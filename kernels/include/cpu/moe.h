@@ -58,6 +58,23 @@ inline constexpr int64_t kMoeSegmentRows = 256;
 
 size_t moe_scratch(const MoeParams& params);
 
+/// A gated MLP is one expert that every token chooses with weight 1: y = down(silu(gate(x)) * up(x)), computed and rounded as there.
+struct GatedMlpParams {
+  int64_t tokens;   // M
+  int64_t d_model;  // D
+  int64_t d_ff;     // F
+
+  const float* x;         // [M,D]
+  ExpertWeights weights;  // of one type
+  float* y;               // [M,D], not overlapping x
+
+  void* scratch;  // gated_mlp_scratch bytes, aligned to 64
+};
+
+size_t gated_mlp_scratch(const GatedMlpParams& params);
+/// Returns null, or what is wrong with the parameters; then nothing was written.
+const char* gated_mlp(const GatedMlpParams& params, const Parallel& parallel, Isa isa);
+
 /// Returns null, or what is wrong with the parameters; then nothing was written.
 const char* moe(const MoeParams& params, const Parallel& parallel, Isa isa);
 

@@ -30,7 +30,7 @@ cpu::Parallel parallel(const Call& call) {
 }
 
 const std::vector<const Definition*>& definitions() {
-  static const std::vector<const Definition*> all = {&cached_attention(), &causal_conv(), &moe(), &quantized_linear(), &selective_scan()};
+  static const std::vector<const Definition*> all = {&cached_attention(), &causal_conv(), &gated_mlp(), &mamba_inner(), &moe(), &quantized_linear(), &selective_scan()};
   return all;
 }
 

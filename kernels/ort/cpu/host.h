@@ -25,6 +25,8 @@ cpu::Parallel parallel(const Call& call);
 
 const Definition& cached_attention();
 const Definition& causal_conv();
+const Definition& gated_mlp();
+const Definition& mamba_inner();
 const Definition& moe();
 const Definition& quantized_linear();
 const Definition& selective_scan();
