@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { Model, State } from "layerweave/runtime";
-import { dtypes, onCard, only, open, tokens } from "./machine.js";
+import { dtypes, onCard, only, open, relativeError, tokens } from "./machine.js";
 
 /** Logits of a step for each of `ids`, one row. */
 async function steps(model: Model, state: State, ids: readonly number[]): Promise<Float32Array[]> {
@@ -55,6 +55,26 @@ describe("captured graphs", onCard, () => {
     assertSame(await run(true), plain, "with graphs");
     // After the restored state was fed what followed the snapshot: that again.
     assertSame(plain.slice(31, 39), plain.slice(14, 22), "restored");
+  });
+
+  // Nothing was reserved, so the cache begins with 256 positions and doubles; each size is captured anew.
+  test("while the KV cache grows, in a model that the plan refused and force loaded", async () => {
+    const run = async (cudaGraphs: boolean) => {
+      await using model = await open("jamba-block", "bfloat16", { cudaGraphs, budget: 1, force: true });
+      await using state = await model.createState();
+      const held = async (): Promise<number> => (await model.memory()).measured?.now.state ?? 0;
+      const before = await held();
+      const logits = [...(await model.prefill(state, [tokens(100)])), ...(await steps(model, state, tokens(600)))];
+      return { logits, grown: (await held()) - before };
+    };
+    const plain = await run(false);
+    assertSame((await run(true)).logits, plain.logits, "with graphs");
+    await using reserved = await open("jamba-block", "bfloat16");
+    await using state = await reserved.createState();
+    const perPosition = reserved.manifest.state.filter(({ growth }) => growth === "per-token").reduce((sum, { shape }) => sum + shape.reduce<number>((n, d) => n * (typeof d === "number" ? d : 1), 2), 0);
+    assert.ok(plain.grown >= 768 * perPosition, `grew by ${plain.grown} bytes, of ${perPosition} a position`);
+    const whole = [...(await reserved.prefill(state, [tokens(100)])), ...(await steps(reserved, state, tokens(600)))];
+    whole.forEach((row, i) => assert.ok(relativeError(plain.logits[i] ?? new Float32Array(), row) < 0.02, `step ${i} beside a cache that was there from the beginning`));
   });
 
   test("of a batch", async () => {
