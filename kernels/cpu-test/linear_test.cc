@@ -70,6 +70,9 @@ int main() {
   const Case cases[] = {
       {"one of everything", 1, 1, 1, true},
       {"decode", 1, 1134, 129, false},
+      {"two rows, several tasks", 2, 300, 517, true},
+      {"four rows, several tasks", 4, 1134, 258, false},
+      {"seven rows, several tasks", 7, 600, 259, true},
       {"the most rows read as they lie", 8, 129, 257, true},
       {"the fewest that are packed", 9, 129, 257, true},
       {"hostile extents", 129, 129, 65, false},
