@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
+#include "carving.h"
 #include "channel_tasks.h"
 #include "cpu/causal_conv.h"
 #include "cpu/linear.h"
@@ -36,19 +36,15 @@ struct Scratch {
 
 Scratch carve(const MambaInnerParams& p) {
   Scratch s{};
-  char* base = static_cast<char*>(p.scratch);
-  const auto take = [&](auto*& member, size_t count) {
-    using Element = std::remove_reference_t<decltype(*member)>;
-    if (base) member = reinterpret_cast<Element*>(base + s.bytes);
-    s.bytes += (sizeof(Element) * count + 63) / 64 * 64;
-  };
+  Carving carving(p.scratch);
   // Rows of a call without tokens have addresses too.
-  const size_t rows = static_cast<size_t>(std::max<int64_t>(1, rows_of(p)));
-  take(s.u, rows * static_cast<size_t>(p.channels));
-  take(s.delta, rows * static_cast<size_t>(p.channels));
-  take(s.projected, rows * static_cast<size_t>(projected_width(p)));
-  take(s.dt, rows * static_cast<size_t>(p.dt_rank));
-  take(s.product, std::max(linear_scratch(x_proj(p, nullptr, nullptr, nullptr)), linear_scratch(dt_proj(p, nullptr, nullptr, nullptr))));
+  const int64_t rows = std::max<int64_t>(1, rows_of(p));
+  carving.take(s.u, rows * p.channels);
+  carving.take(s.delta, rows * p.channels);
+  carving.take(s.projected, rows * projected_width(p));
+  carving.take(s.dt, rows * p.dt_rank);
+  carving.take(s.product, static_cast<int64_t>(std::max(linear_scratch(x_proj(p, nullptr, nullptr, nullptr)), linear_scratch(dt_proj(p, nullptr, nullptr, nullptr)))));
+  s.bytes = carving.bytes();
   return s;
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "carving.h"
 #include "kernels.h"
 
 namespace layerweave::cpu {
@@ -48,27 +49,23 @@ struct Scratch {
 
 Scratch carve(const MoeParams& p) {
   Scratch s{};
-  char* base = static_cast<char*>(p.scratch);
-  const auto take = [&](auto*& member, int64_t count) {
-    using Element = std::remove_reference_t<decltype(*member)>;
-    if (base) member = reinterpret_cast<Element*>(base + s.bytes);
-    s.bytes += (sizeof(Element) * static_cast<size_t>(count) + 63) / 64 * 64;
-  };
-  take(s.logits, p.tokens * p.experts);
-  take(s.weights, pairs(p));
-  take(s.experts, pairs(p));
-  take(s.sorted, pairs(p));
-  take(s.starts, p.experts + 1);
-  take(s.segments, most_segments(p));
-  take(s.hidden, most_rows(p) * p.d_ff);
+  Carving carving(p.scratch);
+  carving.take(s.logits, p.tokens * p.experts);
+  carving.take(s.weights, pairs(p));
+  carving.take(s.experts, pairs(p));
+  carving.take(s.sorted, pairs(p));
+  carving.take(s.starts, p.experts + 1);
+  carving.take(s.segments, most_segments(p));
+  carving.take(s.hidden, most_rows(p) * p.d_ff);
   if (rounds(p)) {
-    take(s.rounded_inputs.values, most_rows(p) * rounded_depth(p.d_model));
-    take(s.rounded_inputs.scales, most_rows(p) * rounded_blocks(p.d_model));
-    take(s.rounded_hidden.values, most_rows(p) * rounded_depth(p.d_ff));
-    take(s.rounded_hidden.scales, most_rows(p) * rounded_blocks(p.d_ff));
+    carving.take(s.rounded_inputs.values, most_rows(p) * rounded_depth(p.d_model));
+    carving.take(s.rounded_inputs.scales, most_rows(p) * rounded_blocks(p.d_model));
+    carving.take(s.rounded_hidden.values, most_rows(p) * rounded_depth(p.d_ff));
+    carving.take(s.rounded_hidden.scales, most_rows(p) * rounded_blocks(p.d_ff));
   } else {
-    take(s.inputs, most_rows(p) * p.d_model);
+    carving.take(s.inputs, most_rows(p) * p.d_model);
   }
+  s.bytes = carving.bytes();
   return s;
 }
 

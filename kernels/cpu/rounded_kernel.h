@@ -112,7 +112,11 @@ inline constexpr int64_t kReadAhead = 1024;
 
 /// Rows of weights that are read at once, far from each other: memory answers several distant streams faster than one, and the
 /// sums of all have to fit the register file.
-constexpr int64_t streams_for(int64_t rows) { return rows == 1 ? 4 : LAYERWEAVE_LANES < 16 ? (rows == 2 ? 2 : 1) : rows == 2 ? 4 : 2; }
+constexpr int64_t streams_for(int64_t rows) {
+  if (rows == 1) return 4;
+  if (kLanes < 16) return rows == 2 ? 2 : 1;
+  return rows == 2 ? 4 : 2;
+}
 
 /// out[r * out_row + s * apart] = w[s * apart] . x[r] for kRows rows of x and kStreams rows of weights.
 template <int64_t kStreams, int64_t kRows>

@@ -74,6 +74,7 @@ describe("captured graphs", onCard, () => {
     const perPosition = reserved.manifest.state.filter(({ growth }) => growth === "per-token").reduce((sum, { shape }) => sum + shape.reduce<number>((n, d) => n * (typeof d === "number" ? d : 1), 2), 0);
     assert.ok(plain.grown >= 768 * perPosition, `grew by ${plain.grown} bytes, of ${perPosition} a position`);
     const whole = [...(await reserved.prefill(state, [tokens(100)])), ...(await steps(reserved, state, tokens(600)))];
+    // A larger cache is split among blocks elsewhere, whose bfloat16 results are rounded and added in another order.
     whole.forEach((row, i) => assert.ok(relativeError(plain.logits[i] ?? new Float32Array(), row) < 0.02, `step ${i} beside a cache that was there from the beginning`));
   });
 
